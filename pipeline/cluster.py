@@ -1,0 +1,60 @@
+"""Where Dask's workers come from. Not covered yet: batch systems and existing schedulers."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from storage.errors import InputError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where the work is done.
+
+    Args:
+        kind: local: processes on this machine.
+        workers: Number of workers; 0 for one a core.
+    """
+
+    kind: str = "local"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"cluster.kind: got {self.kind!r}, known are {', '.join(KINDS)}")
+        if self.workers < 0:
+            raise InputError(f"cluster.workers: got {self.workers}, must not be negative")
+
+    @property
+    def worker_count(self) -> int:
+        """Number of workers, resolved for this machine."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def _local(config: ClusterConfig) -> Iterator["Client"]:
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=config.worker_count,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster) as client,  # type: ignore[no-untyped-call]
+    ):
+        yield client
+
+
+KINDS: dict[str, Callable[[ClusterConfig], "contextmanager[Client]"]] = {"local": _local}  # type: ignore[dict-item]
+
+
+def connect(config: ClusterConfig) -> "contextmanager[Client]":
+    """Start the workers of a configuration; the context's end stops them."""
+    return KINDS[config.kind](config)

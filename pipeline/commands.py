@@ -1,0 +1,33 @@
+"""The verbs of this package, as the front door calls them: what they print and their exit codes."""
+
+import json as json_format
+import sys
+from dataclasses import asdict
+
+from pipeline.config import DatasetConfig
+from pipeline.run import simulate_dataset
+
+
+def simulate(*, config: DatasetConfig, out: str, json: bool = False) -> int:
+    """Simulate a data set on Dask, or what is missing of it.
+
+    Args:
+        config: What to simulate, and where.
+        out: Folder of the data set.
+        json: Print the report as JSON.
+    """
+    report = simulate_dataset(config, out)
+    if json:
+        print(json_format.dumps(asdict(report)))
+    elif report.simulated == 0:
+        print(f"{report.out}: complete, all {report.events:,} events were there")
+    else:
+        print(
+            f"{report.out}: complete, {report.simulated:,} of {report.events:,} events simulated "
+            f"in {report.seconds:.1f} s by {report.workers} workers "
+            f"({report.simulated / report.seconds:.1f} events/s, "
+            f"{report.core_seconds / report.simulated:.4f} core-seconds an event), "
+            f"{report.rejected} draws outside the SNR window or without a waveform"
+        )
+    sys.stdout.flush()
+    return 0

@@ -1,0 +1,299 @@
+"""Prior distributions of the source parameters, written as in bilby's prior files.
+
+Each distribution maps uniform numbers to values (`rescale`) and gives its log density, so that one
+uniform number a parameter is all the randomness a draw takes. The text is parsed, never evaluated.
+
+Not covered yet: the cosmological and component-mass priors of bilby's `gw` module.
+"""
+
+import ast
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import ndtr, ndtri
+
+from storage.arrays import Array
+from storage.errors import InputError
+
+
+@runtime_checkable
+class Distribution(Protocol):
+    """A one-dimensional prior with support [minimum, maximum]."""
+
+    @property
+    def minimum(self) -> float:
+        """Lower end of the support."""
+
+    @property
+    def maximum(self) -> float:
+        """Upper end of the support."""
+
+    def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
+        """Map uniform numbers in [0, 1) to values: the inverse of the cumulative distribution."""
+
+    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
+        """Log of the density, -inf outside the support."""
+
+
+@dataclass(frozen=True)
+class DeltaFunction:
+    """A fixed value; written as a bare number."""
+
+    peak: float
+
+    @property
+    def minimum(self) -> float:
+        """The value."""
+        return self.peak
+
+    @property
+    def maximum(self) -> float:
+        """The value."""
+        return self.peak
+
+    def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
+        """Return the value."""
+        return np.full_like(uniform, self.peak)
+
+    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
+        """Zero at the value (the parameter is no longer random), -inf elsewhere."""
+        return np.where(value == self.peak, 0.0, -np.inf)
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """Density proportional to value^alpha."""
+
+    alpha: float
+    minimum: float
+    maximum: float
+
+    def __post_init__(self) -> None:
+        _require_order(self)
+        if self.minimum < 0 or (self.minimum == 0 and self.alpha <= -1):
+            raise InputError(
+                f"PowerLaw(alpha={self.alpha:g}, minimum={self.minimum:g}, ...) cannot be "
+                "normalised; give a larger minimum"
+            )
+
+    def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
+        """Map uniform numbers to values."""
+        if self.alpha == -1:
+            return self.minimum * np.exp(uniform * math.log(self.maximum / self.minimum))
+        power = self.alpha + 1
+        low, high = self.minimum**power, self.maximum**power
+        return np.clip((low + uniform * (high - low)) ** (1 / power), self.minimum, self.maximum)
+
+    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
+        """Log density."""
+        if self.alpha == -1:
+            norm = math.log(self.maximum / self.minimum)
+        else:
+            power = self.alpha + 1
+            norm = (self.maximum**power - self.minimum**power) / power
+        with np.errstate(divide="ignore"):
+            density = self.alpha * np.log(np.abs(value)) - math.log(norm)
+        return _inside(self, value, density)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Constant density between two values."""
+
+    minimum: float
+    maximum: float
+
+    def __post_init__(self) -> None:
+        _require_order(self)
+
+    def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
+        """Map uniform numbers to values."""
+        return self.minimum + uniform * (self.maximum - self.minimum)
+
+    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
+        """Log density."""
+        density = np.full_like(value, -math.log(self.maximum - self.minimum))
+        return _inside(self, value, density)
+
+
+@dataclass(frozen=True)
+class Sine:
+    """Density proportional to sin(value): a polar angle from 0 to pi."""
+
+    minimum: float = 0.0
+    maximum: float = math.pi
+
+    def __post_init__(self) -> None:
+        _require_order(self)
+
+    def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
+        """Map uniform numbers to values."""
+        low, high = math.cos(self.minimum), math.cos(self.maximum)
+        return np.arccos(np.clip(low + uniform * (high - low), -1, 1))
+
+    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
+        """Log density."""
+        norm = math.cos(self.minimum) - math.cos(self.maximum)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return _inside(self, value, np.log(np.sin(value) / norm))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Density proportional to cos(value): a latitude from -pi/2 to pi/2."""
+
+    minimum: float = -math.pi / 2
+    maximum: float = math.pi / 2
+
+    def __post_init__(self) -> None:
+        _require_order(self)
+
+    def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
+        """Map uniform numbers to values."""
+        low, high = math.sin(self.minimum), math.sin(self.maximum)
+        return np.arcsin(np.clip(low + uniform * (high - low), -1, 1))
+
+    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
+        """Log density."""
+        norm = math.sin(self.maximum) - math.sin(self.minimum)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return _inside(self, value, np.log(np.cos(value) / norm))
+
+
+@dataclass(frozen=True)
+class TruncatedGaussian:
+    """A normal distribution of mean mu and width sigma, cut to an interval."""
+
+    mu: float
+    sigma: float
+    minimum: float
+    maximum: float
+
+    def __post_init__(self) -> None:
+        _require_order(self)
+        if not self.sigma > 0:
+            raise InputError(f"sigma: got {self.sigma:g}, must be positive")
+
+    def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
+        """Map uniform numbers to values."""
+        low, high = self._cumulative
+        smallest = np.finfo(float).tiny  # keeps an exact zero from becoming -infinity
+        return self.mu + self.sigma * ndtri(np.maximum(low + uniform * (high - low), smallest))
+
+    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
+        """Log density."""
+        low, high = self._cumulative
+        norm = math.log(self.sigma * math.sqrt(2 * math.pi) * (high - low))
+        return _inside(self, value, -0.5 * ((value - self.mu) / self.sigma) ** 2 - norm)
+
+    @property
+    def _cumulative(self) -> tuple[float, float]:
+        low, high = ndtr((np.array([self.minimum, self.maximum]) - self.mu) / self.sigma)
+        return float(low), float(high)
+
+
+def _log_uniform(minimum: float, maximum: float) -> Distribution:
+    return PowerLaw(-1.0, minimum, maximum)
+
+
+def _gaussian(mu: float, sigma: float) -> Distribution:
+    return TruncatedGaussian(mu, sigma, -math.inf, math.inf)
+
+
+# bilby's name -> how it is made. The arguments' names and order are bilby's.
+DISTRIBUTIONS: dict[str, Callable[..., Distribution]] = {
+    "Uniform": Uniform,
+    "LogUniform": _log_uniform,
+    "PowerLaw": PowerLaw,
+    "Sine": Sine,
+    "Cosine": Cosine,
+    "Gaussian": _gaussian,
+    "Normal": _gaussian,
+    "TruncatedGaussian": TruncatedGaussian,
+    "DeltaFunction": DeltaFunction,
+}
+
+# bilby accepts these everywhere; they do not change a one-dimensional density.
+LABELS = {"name", "latex_label", "unit", "boundary"}
+
+
+def parse_prior(text: str | float) -> Distribution:
+    """Read one entry of a bilby prior file, such as `PowerLaw(alpha=2, minimum=1, maximum=9)`.
+
+    Args:
+        text: A distribution by name, or a number for a fixed value.
+
+    Raises:
+        InputError: It is not understood.
+    """
+    try:
+        node = ast.parse(str(text), mode="eval").body
+    except SyntaxError:
+        raise InputError(f"{text!r} is not a prior; write e.g. Uniform(25, 100), or a number") from None
+    if not isinstance(node, ast.Call):
+        return DeltaFunction(_number(node))
+    name = ast.unparse(node.func).rsplit(".", 1)[-1]
+    if name not in DISTRIBUTIONS:
+        raise InputError(f"{name} is not a known distribution; known are {', '.join(DISTRIBUTIONS)}")
+    keywords = {
+        keyword.arg: _number(keyword.value)
+        for keyword in node.keywords
+        if keyword.arg is not None and keyword.arg not in LABELS
+    }
+    try:
+        return DISTRIBUTIONS[name](*map(_number, node.args), **keywords)
+    except TypeError as error:
+        raise InputError(f"{text}: {str(error).split('() ')[-1].split('__ ')[-1]}") from None
+
+
+_OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b,
+}
+
+
+def _number(node: ast.expr) -> float:
+    """The value of a number, pi, or a sum or product of such."""
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return float(node.value)  # type: ignore[arg-type]  # the line above has looked
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_number(node.operand)
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_number(node.left), _number(node.right))
+    if ast.unparse(node) in ("pi", "np.pi", "math.pi"):
+        return math.pi
+    if ast.unparse(node) in ("inf", "np.inf", "math.inf"):
+        return math.inf
+    raise InputError(f"{ast.unparse(node)!r} is not a number")
+
+
+def describe(distribution: Distribution) -> str:
+    """Write a distribution as bilby would; the inverse of `parse_prior`."""
+    if isinstance(distribution, DeltaFunction):
+        return repr(distribution.peak)
+    arguments = {field.name: getattr(distribution, field.name) for field in fields(distribution)}  # type: ignore[arg-type]  # all are dataclasses
+    name = type(distribution).__name__
+    if name == "TruncatedGaussian" and math.isinf(arguments["minimum"]):
+        name = "Gaussian"
+        del arguments["minimum"], arguments["maximum"]
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+
+
+def _require_order(distribution: Distribution) -> None:
+    if not distribution.minimum < distribution.maximum:
+        raise InputError(
+            f"minimum {distribution.minimum:g} is not below maximum {distribution.maximum:g}"
+        )
+
+
+def _inside(
+    distribution: Distribution, value: Float[Array, "n"], density: Float[Array, "n"]
+) -> Float[Array, "n"]:
+    inside = (value >= distribution.minimum) & (value <= distribution.maximum)
+    return np.where(inside, density, -np.inf)

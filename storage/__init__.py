@@ -1,0 +1,27 @@
+"""Bytes: the data set's format, writing and reading it, streaming it, and posterior files."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from storage.dataset import open_dataset
+    from storage.errors import DamagedDataError, InputError
+    from storage.stream import Batch, EventStream
+
+__all__ = ["Batch", "DamagedDataError", "EventStream", "InputError", "open_dataset"]
+
+# Resolved when asked for: the stream brings webdataset along, and that brings torch where it is
+# installed, which a worker that simulates has no use for.
+_HOMES = {
+    "Batch": "storage.stream",
+    "DamagedDataError": "storage.errors",
+    "EventStream": "storage.stream",
+    "InputError": "storage.errors",
+    "open_dataset": "storage.dataset",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'storage' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

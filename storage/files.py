@@ -1,0 +1,61 @@
+"""Files that are whole or not there."""
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+
+class AtomicFile:
+    """A file that is whole or not there: written as `NAME.partial`, synced, then renamed."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._partial = path.with_name(path.name + ".partial")
+        self._file: io.BufferedWriter | None = self._partial.open("wb")
+        self._digest = hashlib.sha256()
+        self._length = 0
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        assert self._file is not None, "written to after its end"
+        self._file.write(data)
+        self._digest.update(data)
+        self._length += len(data)
+
+    def finish(self) -> tuple[int, str]:
+        """Give the file its name; return its length in bytes and its SHA-256."""
+        assert self._file is not None, "finished twice"
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+        self._partial.replace(self._path)
+        _sync_folder(self._path.parent)
+        return self._length, self._digest.hexdigest()
+
+    def discard(self) -> None:
+        """Remove the partial file, if there still is one."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> tuple[int, str]:
+    """Write a small file whole; return its length in bytes and its SHA-256."""
+    file = AtomicFile(path)
+    try:
+        file.write(data)
+        return file.finish()
+    finally:
+        file.discard()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

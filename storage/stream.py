@@ -1,0 +1,255 @@
+"""The streaming loader: batches read straight from the shards' payloads into reused buffers.
+
+One process, a few threads: each `preadv` releases the GIL and lands in the row of the batch where
+the event belongs, still in its stored type. Nothing is copied afterwards. The order is
+`storage.order`'s; the state is three integers.
+
+Not covered yet: compressed shards, object stores, a windowed order for spinning disks.
+"""
+
+import itertools
+import resource
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64, Num
+from webdataset.pytorch import IterableDataset
+from webdataset.utils import pytorch_worker_info
+
+from storage.arrays import Array
+from storage.dataset import read_schema, require_complete, shard_files
+from storage.errors import InputError
+from storage.order import permuted
+from storage.shard import ShardReader
+from storage.urls import local_folder
+
+ROWS_PER_TASK = 8
+DESCRIPTORS_SPARED = 256  # for everything else that the process has open
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some events, in the order of the epoch.
+
+    The arrays are views of a buffer that is used again: they hold until the next batch is taken.
+
+    Attributes:
+        strain: As stored; `EventStream.schema.encoding` says how to decode it to sigma.
+        parameters: In the order of `EventStream.schema.parameters`.
+        event: The events' numbers.
+    """
+
+    strain: Num[Array, "event detector time"]
+    parameters: Float64[Array, "event parameter"]
+    event: Int64[Array, "event"]
+
+
+class EventStream(IterableDataset):
+    """Iterates over one epoch (or what is left of it) of a data set in batches.
+
+    Every event of the chosen range is delivered exactly once an epoch over all ranks; each rank
+    gets the same number of batches, the last ones perhaps smaller. `state_dict` holds (seed,
+    epoch, position), where position counts the events delivered over all ranks: a run can be
+    resumed in mid-epoch with another number of ranks, batch size or threads.
+
+    Composes with webdataset: `wds.DataPipeline(stream, ...)`, `wds.WebLoader(stream,
+    batch_size=None)`.
+
+    Args:
+        url: The data set.
+        batch_size: Events a batch and rank.
+        seed: Of the order.
+        rank: Number of this process.
+        world_size: Number of processes.
+        start: First event of the range to deliver.
+        stop: End of the range, the data set's end by default.
+        shuffle: Whether to permute the range; in the order of the data set otherwise.
+        threads: Reading threads.
+        prefetch: Batches read ahead.
+        allocate: Makes the strain buffers, given shape and type (for pinned memory).
+
+    Raises:
+        InputError: An argument is impossible, or there is no data set.
+        DamagedDataError: The data set is not complete.
+    """
+
+    def __init__(
+        self,
+        url: str | Path,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+        stop: int | None = None,
+        shuffle: bool = True,
+        threads: int = 2,
+        prefetch: int = 2,
+        allocate: Callable[[tuple[int, ...], np.dtype[Any]], Array] = np.empty,
+    ) -> None:
+        self._folder = local_folder(url)
+        self.schema = read_schema(self._folder)
+        require_complete(self._folder, self.schema)
+        self._start, self._stop = start, self.schema.events if stop is None else stop
+        _refuse_impossible(
+            self.schema.events, self._start, self._stop, batch_size, rank, world_size, threads
+        )
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._shuffle, self._threads, self._prefetch = shuffle, threads, prefetch
+        self._allocate = allocate
+        self._seed, self._epoch, self._position = seed, 0, 0
+
+    @property
+    def events(self) -> int:
+        """Events an epoch, over all ranks."""
+        return self._stop - self._start
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
+        return -(-self.events // (self._batch_size * self._world_size))
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream stands: what it delivers next is a function of this alone."""
+        return {"seed": self._seed, "epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a state; takes effect at the next `iter`."""
+        self._seed, self._epoch = state["seed"], state["epoch"]
+        self._position = state["position"]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Deliver the batches that are left of this epoch, then stand at the next epoch's start."""
+        if pytorch_worker_info()[3] > 1:
+            raise InputError(
+                "EventStream: several DataLoader workers would each deliver every event; use "
+                "num_workers=0 (the stream reads with threads of its own)"
+            )
+        ring = itertools.cycle([self._new_buffer() for _ in range(self._prefetch + 1)])
+        in_flight: deque[_Read] = deque()
+        with (
+            closing(_OpenShards(self._folder, self.schema.events_per_shard)) as shards,
+            ThreadPoolExecutor(self._threads, "strainflow-read") as pool,
+        ):
+            try:
+                for events, state in self._rest_of_epoch():
+                    # The ring has one buffer more than there are reads in flight: this one was the
+                    # consumer's, who has asked for the next batch and so is done with it.
+                    in_flight.append(_start_read(next(ring), events, state, pool, shards))
+                    if len(in_flight) > self._prefetch:
+                        yield self._deliver(in_flight.popleft())
+                while in_flight:
+                    yield self._deliver(in_flight.popleft())
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _rest_of_epoch(self) -> Iterator[tuple[Int64[Array, "event"], tuple[int, int]]]:
+        """This rank's events of each batch, with the (epoch, position) that follows it."""
+        epoch, position = self._epoch, self._position
+        while position < self.events:
+            count = min(self._batch_size * self._world_size, self.events - position)
+            first, last = (count * rank // self._world_size for rank in (self._rank, self._rank + 1))
+            events = np.arange(position + first, position + last)
+            if self._shuffle:
+                events = permuted(events, self.events, self._seed, epoch)
+            position += count
+            yield (
+                self._start + events,
+                (epoch, position) if position < self.events else (epoch + 1, 0),
+            )
+
+    def _deliver(self, read: "_Read") -> Batch:
+        for task in read.tasks:
+            task.result()
+        self._epoch, self._position = read.state
+        return read.batch
+
+    def _new_buffer(self) -> Batch:
+        schema, size = self.schema, self._batch_size
+        return Batch(
+            strain=self._allocate((size, *schema.strain_shape), schema.encoding.dtype),
+            parameters=np.empty((size, len(schema.parameters)), np.float64),
+            event=np.empty(size, np.int64),
+        )
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A batch that is being read, and where the stream stands after it."""
+
+    batch: Batch
+    tasks: list[Future[None]]
+    state: tuple[int, int]
+
+
+def _start_read(
+    buffer: Batch,
+    events: Int64[Array, "event"],
+    state: tuple[int, int],
+    pool: ThreadPoolExecutor,
+    shards: "_OpenShards",
+) -> _Read:
+    count = len(events)
+    batch = Batch(buffer.strain[:count], buffer.parameters[:count], buffer.event[:count])
+    batch.event[:] = events
+    tasks = [
+        pool.submit(shards.read_rows, batch, range(row, min(row + ROWS_PER_TASK, count)))
+        for row in range(0, count, ROWS_PER_TASK)
+    ]
+    return _Read(batch, tasks, state)
+
+
+class _OpenShards:
+    """The shards that were read last, kept open within the limit on file descriptors."""
+
+    def __init__(self, folder: Path, events_per_shard: int) -> None:
+        self._folder, self._events_per_shard = folder, events_per_shard
+        self._open: OrderedDict[int, tuple[ShardReader, Array]] = OrderedDict()
+        self._lock = threading.Lock()
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = max(16, allowed - DESCRIPTORS_SPARED)
+
+    def read_rows(self, batch: Batch, rows: range) -> None:
+        """Read the events of some rows of a batch into those rows."""
+        for row in rows:
+            shard, within = divmod(int(batch.event[row]), self._events_per_shard)
+            reader, parameters = self._shard(shard)
+            reader.read_into(within, batch.strain[row])
+            batch.parameters[row] = parameters[within]
+
+    def close(self) -> None:
+        """Close all files."""
+        self._open.clear()
+
+    def _shard(self, shard: int) -> tuple[ShardReader, Array]:
+        with self._lock:
+            if shard in self._open:
+                self._open.move_to_end(shard)
+                return self._open[shard]
+            paths = shard_files(shard)
+            reader = ShardReader(self._folder / paths["strain"], self._events_per_shard)
+            table = np.fromfile(self._folder / paths["parameters"], "<f8")
+            self._open[shard] = reader, table.reshape(self._events_per_shard, -1)
+            if len(self._open) > self._most:
+                # Only dropped: another thread may be reading, and the last one to let go closes it.
+                self._open.popitem(last=False)
+            return self._open[shard]
+
+
+def _refuse_impossible(
+    events: int, start: int, stop: int, batch_size: int, rank: int, world_size: int, threads: int
+) -> None:
+    if not 0 <= start < stop <= events:
+        raise InputError(f"events {start}:{stop}: the data set has events 0:{events}")
+    for name, value in (("batch_size", batch_size), ("threads", threads)):
+        if value < 1:
+            raise InputError(f"{name}: got {value}, at least 1 is needed")
+    if not 0 <= rank < world_size:
+        raise InputError(f"rank: got {rank}, must lie in [0, {world_size}) (the world size)")

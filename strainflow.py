@@ -1,0 +1,173 @@
+"""The front door: `strainflow VERB`, one verb a line, each resolved only when it is called.
+
+A verb is a function in the `commands` module of the package that does the work. Its signature is its
+command line: positional-only parameters are arguments, the others flags, and a parameter `config`
+stands for all the fields of its dataclass.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from storage.errors import DamagedDataError, InputError
+
+Config = TypeVar("Config")
+
+VERBS = {
+    "simulate": ("pipeline.commands:simulate", "simulate a data set on Dask, or what is missing"),
+    "info": ("storage.commands:info", "say what a data set is, from its metadata"),
+    "bench read": ("storage.commands:bench_read", "measure reading a data set against its limit"),
+    "train": ("model.commands:train", "train a network on a data set, or go on training"),
+    "sample": ("model.commands:sample", "draw posterior samples for events of a data set"),
+    "diagnose": ("model.commands:diagnose", "check posterior samples: P-P plot, widths, verdict"),
+}
+
+# The extra that brings what a package needs.
+EXTRAS = {"pipeline": "pipeline", "model": "model", "storage": ""}
+
+DONE, ANSWER_IS_NO, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit code (0 done, 1 the answer is no, 2 the call is wrong)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return DONE
+    if words[0] == "--version":
+        print(f"strainflow {version('strainflow')}")
+        return DONE
+    verb = next((verb for verb in VERBS if words[: len(verb.split())] == verb.split()), None)
+    if verb is None:
+        return _complain("strainflow", f"{words[0]!r} is no verb; known are {', '.join(VERBS)}")
+    try:
+        function = _resolve(VERBS[verb][0])
+        return _parse(verb, function, words[len(verb.split()) :])()
+    except (ArgumentError, InputError) as error:
+        return _complain(f"strainflow {verb}", _one_sentence(str(error)))
+    except DamagedDataError as error:
+        _complain(f"strainflow {verb}", _one_sentence(str(error)))
+        return ANSWER_IS_NO
+    except KeyboardInterrupt:
+        _complain(f"strainflow {verb}", "interrupted; what is finished stays, run it again to go on")
+        return INTERRUPTED
+
+
+def read_config(kind: type[Config], recipe: str, *overrides: str) -> Config:
+    """Read a recipe as the command line does, for notebooks and scripts.
+
+    Args:
+        kind: The dataclass to read.
+        recipe: Path of a YAML file.
+        overrides: Flags, such as `--events=10`.
+
+    Raises:
+        InputError: Something in it cannot be used.
+    """
+    parser = _new_parser("read_config")
+    parser.add_class_arguments(kind)
+    try:
+        values = parser.instantiate(parser.parse_args(_find_recipe(["--config", recipe, *overrides])))
+        return _build(kind, values)
+    except ArgumentError as error:
+        raise InputError(_one_sentence(str(error))) from None
+
+
+def _parse(verb: str, function: Callable[..., int], words: list[str]) -> Callable[[], int]:
+    """Turn the words after a verb into the call of its function."""
+    parser = _new_parser(f"strainflow {verb}", inspect.getdoc(function))
+    parameters = inspect.signature(function).parameters.values()
+    types = get_type_hints(function)
+    positional = [item.name for item in parameters if item.kind is item.POSITIONAL_ONLY]
+    config = types.get("config")
+    for name in positional:
+        parser.add_argument(name, type=types[name], help=_help(function, name))
+    if config is not None:
+        parser.add_class_arguments(config)
+    parser.add_function_arguments(function, skip={*positional, "config"})
+    values = parser.instantiate(parser.parse_args(_find_recipe(words)))
+    keywords = {
+        item.name: values[item.name]
+        for item in parameters
+        if item.name != "config" and item.name not in positional
+    }
+    if config is not None:
+        keywords["config"] = _build(config, values)
+    return partial(function, *(values[name] for name in positional), **keywords)
+
+
+def _new_parser(program: str, description: str | None = None) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=program, description=(description or "").split("\n")[0], exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="a recipe: a YAML file with these keys")
+    return parser
+
+
+def _build(kind: type[Config], values: Namespace) -> Config:
+    """Make a dataclass of the values that stand at the top level."""
+    return kind(**{field.name: values[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+
+
+def _find_recipe(words: Sequence[str]) -> list[str]:
+    """Let `--config pipeline/recipes/NAME.yaml` mean the installed recipe where there is no file."""
+    found = list(words)
+    for index, word in enumerate(words[:-1]):
+        installed = Path(__file__).parent / words[index + 1]
+        if word == "--config" and not Path(words[index + 1]).exists() and installed.is_file():
+            found[index + 1] = str(installed)
+    return found
+
+
+def _resolve(location: str) -> Callable[..., int]:
+    module, name = location.split(":")
+    package = module.split(".")[0]
+    try:
+        function: Callable[..., int] = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in EXTRAS:
+            raise
+        raise InputError(
+            f"the package {error.name} is missing; install strainflow[{EXTRAS[package]}]"
+        ) from None
+    return function
+
+
+def _help(function: Callable[..., int], name: str) -> str:
+    """The line of a docstring's Args section about one parameter."""
+    match = re.search(rf"^ *{name}: (.*)$", inspect.getdoc(function) or "", re.MULTILINE)
+    return match[1] if match else ""
+
+
+def _one_sentence(message: str) -> str:
+    """Put the message of a parser or of ours on one line, in the words of the user."""
+    text = " ".join(message.split())
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = text.replace("typing.Literal", "one of ").replace("Parser key ", "")
+    return text
+
+
+def _complain(program: str, sentence: str) -> int:
+    print(f"{program}: {sentence}", file=sys.stderr)
+    return WRONG_CALL
+
+
+def _overview() -> str:
+    lines = [f"  {verb:<12} {summary}" for verb, (_, summary) in VERBS.items()]
+    return "\n".join(
+        ["usage: strainflow VERB [--config RECIPE] [flags]", "", *lines, ""]
+        + ["strainflow VERB --help lists the flags of a verb; --print_config what it would use."]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
