@@ -1,10 +1,11 @@
 """The front door: `strainflow VERB`, one verb a line, each resolved only when it is called.
 
-A verb is a function in the `commands` module of the package that does the work. Its signature is its
-command line: positional-only parameters are arguments, the others flags, and a parameter `config`
-stands for all the fields of its dataclass.
+A verb is a function in the `commands` module of the package that does the work. Its signature is
+its command line: positional-only parameters are arguments, the others flags, and a parameter
+`config` stands for all the fields of its dataclass.
 """
 
+import difflib
 import inspect
 import re
 import sys
@@ -52,13 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         function = _resolve(VERBS[verb][0])
         return _parse(verb, function, words[len(verb.split()) :])()
-    except (ArgumentError, InputError) as error:
+    except InputError as error:
         return _complain(f"strainflow {verb}", _one_sentence(str(error)))
     except DamagedDataError as error:
         _complain(f"strainflow {verb}", _one_sentence(str(error)))
         return ANSWER_IS_NO
+    except OSError as error:
+        if error.errno is None:  # not the system's answer about a file or a disk
+            raise
+        return _complain(f"strainflow {verb}", _one_sentence(_system_answer(error)))
     except KeyboardInterrupt:
-        _complain(f"strainflow {verb}", "interrupted; what is finished stays, run it again to go on")
+        _complain(
+            f"strainflow {verb}", "interrupted; what is finished stays, run it again to go on"
+        )
         return INTERRUPTED
 
 
@@ -75,11 +82,7 @@ def read_config(kind: type[Config], recipe: str, *overrides: str) -> Config:
     """
     parser = _new_parser("read_config")
     parser.add_class_arguments(kind)
-    try:
-        values = parser.instantiate(parser.parse_args(_find_recipe(["--config", recipe, *overrides])))
-        return _build(kind, values)
-    except ArgumentError as error:
-        raise InputError(_one_sentence(str(error))) from None
+    return _build(kind, _read(parser, ["--config", recipe, *overrides]))
 
 
 def _parse(verb: str, function: Callable[..., int], words: list[str]) -> Callable[[], int]:
@@ -88,13 +91,16 @@ def _parse(verb: str, function: Callable[..., int], words: list[str]) -> Callabl
     parameters = inspect.signature(function).parameters.values()
     types = get_type_hints(function)
     positional = [item.name for item in parameters if item.kind is item.POSITIONAL_ONLY]
+    switches = [item.name for item in parameters if types[item.name] is bool]
     config = types.get("config")
     for name in positional:
         parser.add_argument(name, type=types[name], help=_help(function, name))
+    for name in switches:
+        parser.add_argument(f"--{name}", action="store_true", help=_help(function, name))
     if config is not None:
         parser.add_class_arguments(config)
-    parser.add_function_arguments(function, skip={*positional, "config"})
-    values = parser.instantiate(parser.parse_args(_find_recipe(words)))
+    parser.add_function_arguments(function, skip={*positional, *switches, "config"})
+    values = _read(parser, words)
     keywords = {
         item.name: values[item.name]
         for item in parameters
@@ -113,13 +119,47 @@ def _new_parser(program: str, description: str | None = None) -> ArgumentParser:
     return parser
 
 
+def _read(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Read flags and recipes.
+
+    Raises:
+        InputError: Something in them cannot be used.
+    """
+    try:
+        values: Namespace = parser.instantiate(parser.parse_args(_find_recipe(words)))
+    except ArgumentError as error:
+        keys = list(parser.get_defaults(skip_validation=True).keys())
+        raise InputError(_explain(_one_sentence(str(error)), keys)) from None
+    except UnicodeDecodeError:
+        raise InputError("config: the recipe is not text; give a YAML file") from None
+    return values
+
+
+def _explain(message: str, keys: Sequence[str]) -> str:
+    """Name the key that an unknown one was meant to be, and say what a recipe must hold."""
+    unknown = re.match(
+        r"Option '(?P<key>[^']+)' is not accepted"
+        r"|Group '(?P<group>[^']+)' does not accept option '(?P<member>[^']+)'"
+        r"|unrecognized arguments: --(?P<flag>[^ =]+)",
+        message,
+    )
+    if unknown:
+        key = unknown["key"] or unknown["flag"] or f"{unknown['group']}.{unknown['member']}"
+        close = difflib.get_close_matches(key, keys, n=1)
+        hint = f"did you mean {close[0]}?" if close else "--help lists what is"
+        return f"{key!r} is no known key; {hint}"
+    if message.startswith("Unexpected config:"):
+        return "config: the recipe holds no keys and values; give a YAML file such as `events: 10`"
+    return message
+
+
 def _build(kind: type[Config], values: Namespace) -> Config:
     """Make a dataclass of the values that stand at the top level."""
     return kind(**{field.name: values[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def _find_recipe(words: Sequence[str]) -> list[str]:
-    """Let `--config pipeline/recipes/NAME.yaml` mean the installed recipe where there is no file."""
+    """Let `--config pipeline/recipes/NAME.yaml` mean the installed one where no such file is."""
     found = list(words)
     for index, word in enumerate(words[:-1]):
         installed = Path(__file__).parent / words[index + 1]
@@ -152,8 +192,12 @@ def _one_sentence(message: str) -> str:
     """Put the message of a parser or of ours on one line, in the words of the user."""
     text = " ".join(message.split())
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    text = text.replace("typing.Literal", "one of ").replace("Parser key ", "")
-    return text
+    text = text.replace("a typing.Literal", "one of ").replace("a int.", "an integer.")
+    return text.replace("Parser key ", "")
+
+
+def _system_answer(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
 def _complain(program: str, sentence: str) -> int:

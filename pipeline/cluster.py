@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,20 +41,20 @@ def _local(config: ClusterConfig) -> Iterator["Client"]:
     from distributed import Client, LocalCluster
 
     with (
-        LocalCluster(  # type: ignore[no-untyped-call]
+        LocalCluster(
             n_workers=config.worker_count,
             threads_per_worker=1,
             processes=True,
             dashboard_address="127.0.0.1:0",
         ) as cluster,
-        Client(cluster) as client,  # type: ignore[no-untyped-call]
+        Client(cluster) as client,
     ):
         yield client
 
 
-KINDS: dict[str, Callable[[ClusterConfig], "contextmanager[Client]"]] = {"local": _local}  # type: ignore[dict-item]
+KINDS: dict[str, Callable[[ClusterConfig], AbstractContextManager["Client"]]] = {"local": _local}
 
 
-def connect(config: ClusterConfig) -> "contextmanager[Client]":
+def connect(config: ClusterConfig) -> AbstractContextManager["Client"]:
     """Start the workers of a configuration; the context's end stops them."""
     return KINDS[config.kind](config)

@@ -28,9 +28,9 @@ class ParameterFacts:
 
 # In the order in which random numbers are used up: never change it.
 PARAMETERS: dict[str, ParameterFacts] = {
-    "chirp_mass": ParameterFacts("Msun", 0, math.inf, excluded=(0,)),
+    "chirp_mass": ParameterFacts("Msun", 0, math.inf, excluded=(0, math.inf)),
     "mass_ratio": ParameterFacts("", 0, 1, excluded=(0,)),
-    "luminosity_distance": ParameterFacts("Mpc", 0, math.inf, excluded=(0,)),
+    "luminosity_distance": ParameterFacts("Mpc", 0, math.inf, excluded=(0, math.inf)),
     "ra": ParameterFacts("rad", 0, 2 * math.pi),
     "dec": ParameterFacts("rad", -math.pi / 2, math.pi / 2),
     "a_1": ParameterFacts("", 0, 1, excluded=(1,)),
@@ -236,8 +236,9 @@ class SimulationConfig:
         start, stop = self.segment.start_time, self.segment.start_time + self.segment.duration
         if not start < time.minimum <= time.maximum < stop:
             raise InputError(
-                f"prior.geocent_time: {time.minimum:.9g} to {time.maximum:.9g} s does not lie "
-                f"within the segment, {start:.9g} to {stop:.9g} s; change it or segment.start_time"
+                f"prior.geocent_time: {time.minimum:.15g} to {time.maximum:.15g} s does not lie "
+                f"within the segment, {start:.15g} to {stop:.15g} s; change it or "
+                "segment.start_time"
             )
 
 

@@ -37,9 +37,7 @@ class Detector:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Detector":
         """Read it back; the inverse of `to_dict`."""
-        return cls(
-            document["name"], np.array(document["response"]), np.array(document["location"])
-        )
+        return cls(document["name"], np.array(document["response"]), np.array(document["location"]))
 
 
 def detector_named(name: str) -> Detector:
@@ -122,7 +120,9 @@ def project(
         f_plus, f_cross = source.antenna_factors(detector)
         np.multiply(plus, f_plus, out=row)
         row += f_cross * cross
-        row *= time_shift(since_start + source.delay(detector), first_bin, len(plus), frequency_step)
+        row *= time_shift(
+            since_start + source.delay(detector), first_bin, len(plus), frequency_step
+        )
     return strain
 
 

@@ -6,6 +6,7 @@ sum(w^2) = optimal_snr^2. Noise is drawn in the analysis band alone, from f_lowe
 sample rate, so that its variance is the share of that band: 0.9976 from 10 Hz at 8192 Hz.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,34 +61,46 @@ def _from_name(name: str, bins: int, step: float, f_lower: float) -> Float[Array
         raise InputError(f"psd.name: got {name!r}, known are {known}; or give psd.file")
     if f_lower < LOWEST_FREQUENCY.get(lal_name, 0):
         raise InputError(
-            f"psd.name: {name} is known from {LOWEST_FREQUENCY[lal_name]:g} Hz up, waveform.f_lower "
-            f"is {f_lower:g} Hz; raise f_lower or give psd.file"
+            f"psd.name: {name} is known from {LOWEST_FREQUENCY[lal_name]:g} Hz up, "
+            f"waveform.f_lower is {f_lower:g} Hz; raise f_lower or give psd.file"
         )
-    return np.array(pycbc.psd.from_string(lal_name, bins, step, f_lower))
+    psd: Array = pycbc.psd.from_string(lal_name, bins, step, f_lower).numpy()
+    return psd
 
 
 def _from_file(config: PsdConfig, frequencies: Float[Array, "bin"]) -> Float[Array, "bin"]:
     """Interpolate a two-column file, linearly in the logarithms."""
     path = Path(str(config.file))
     try:
-        table = np.loadtxt(path, ndmin=2)
+        with warnings.catch_warnings(action="ignore"):  # numpy's, of an empty file
+            table = np.loadtxt(path, ndmin=2)
     except OSError:
         raise InputError(f"psd.file: {path} cannot be read; give a text file") from None
     except ValueError as error:
         raise InputError(f"psd.file: {path} is no table of numbers ({error})") from None
     if table.shape[1] < 2 or len(table) < 2 or not np.all(np.diff(table[:, 0]) > 0):
         raise InputError(f"psd.file: {path} needs two columns, the frequency rising")
-    known, density = table[:, 0], table[:, 1] ** (2 if config.quantity == "asd" else 1)
-    if known[0] > frequencies[0] or known[-1] < frequencies[-1]:
+    known, density = table[table[:, 0] > 0, :2].T
+    if not len(known) or known[0] > frequencies[0] or known[-1] < frequencies[-1]:
         raise InputError(
-            f"psd.file: {path} covers {known[0]:g} to {known[-1]:g} Hz, the analysis band is "
+            f"psd.file: {path} covers {table[0, 0]:g} to {table[-1, 0]:g} Hz, the analysis band is "
             f"{frequencies[0]:g} to {frequencies[-1]:g} Hz; give a PSD that reaches, or change "
             "waveform.f_lower or segment.sample_rate"
         )
-    positive = (known > 0) & (density > 0)
-    return np.exp(
-        np.interp(np.log(frequencies), np.log(known[positive]), np.log(density[positive]))
-    )
+    # The rows that the band needs: tables often hold 0 or inf where a detector hears nothing.
+    first = np.searchsorted(known, frequencies[0], "right") - 1
+    rows = slice(first, np.searchsorted(known, frequencies[-1]) + 1)
+    known, density = known[rows], density[rows]
+    usable = (density > 0) & np.isfinite(density)
+    if not np.all(usable):
+        raise InputError(
+            f"psd.file: {path} holds {density[~usable][0]:g} at {known[~usable][0]:g} Hz; in the "
+            "analysis band every density must be positive and finite"
+        )
+    power = 2 if config.quantity == "asd" else 1
+    logarithm = np.interp(np.log(frequencies), np.log(known), np.log(density))
+    interpolated: Array = np.exp(power * logarithm)
+    return interpolated
 
 
 @dataclass(frozen=True)

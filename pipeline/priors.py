@@ -7,6 +7,7 @@ Not covered yet: the cosmological and component-mass priors of bilby's `gw` modu
 """
 
 import ast
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -74,30 +75,38 @@ class PowerLaw:
 
     def __post_init__(self) -> None:
         _require_order(self)
-        if self.minimum < 0 or (self.minimum == 0 and self.alpha <= -1):
+        try:
+            norm = math.nan if self.minimum < 0 else self._norm
+        except ArithmeticError:
+            norm = math.nan
+        if not 0 < norm < math.inf:
             raise InputError(
-                f"PowerLaw(alpha={self.alpha:g}, minimum={self.minimum:g}, ...) cannot be "
-                "normalised; give a larger minimum"
+                f"a power law of alpha {self.alpha:g} from {self.minimum:g} to {self.maximum:g} "
+                "cannot be normalised; change minimum or maximum"
             )
 
     def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
         """Map uniform numbers to values."""
         if self.alpha == -1:
-            return self.minimum * np.exp(uniform * math.log(self.maximum / self.minimum))
+            values = self.minimum * np.exp(uniform * math.log(self.maximum / self.minimum))
+            return np.clip(values, self.minimum, self.maximum)
         power = self.alpha + 1
-        low, high = self.minimum**power, self.maximum**power
+        low, high = float(self.minimum**power), float(self.maximum**power)
         return np.clip((low + uniform * (high - low)) ** (1 / power), self.minimum, self.maximum)
 
     def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
         """Log density."""
-        if self.alpha == -1:
-            norm = math.log(self.maximum / self.minimum)
-        else:
-            power = self.alpha + 1
-            norm = (self.maximum**power - self.minimum**power) / power
         with np.errstate(divide="ignore"):
-            density = self.alpha * np.log(np.abs(value)) - math.log(norm)
+            density = self.alpha * np.log(np.abs(value)) - math.log(self._norm)
         return _inside(self, value, density)
+
+    @property
+    def _norm(self) -> float:
+        """Integral of value^alpha over the support."""
+        if self.alpha == -1:
+            return math.log(self.maximum / self.minimum)
+        power = self.alpha + 1
+        return float(self.maximum**power - self.minimum**power) / power
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,8 @@ class Sine:
     def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
         """Map uniform numbers to values."""
         low, high = math.cos(self.minimum), math.cos(self.maximum)
-        return np.arccos(np.clip(low + uniform * (high - low), -1, 1))
+        values = np.arccos(np.clip(low + uniform * (high - low), -1, 1))
+        return np.clip(values, self.minimum, self.maximum)
 
     def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
         """Log density."""
@@ -155,7 +165,8 @@ class Cosine:
     def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
         """Map uniform numbers to values."""
         low, high = math.sin(self.minimum), math.sin(self.maximum)
-        return np.arcsin(np.clip(low + uniform * (high - low), -1, 1))
+        values = np.arcsin(np.clip(low + uniform * (high - low), -1, 1))
+        return np.clip(values, self.minimum, self.maximum)
 
     def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
         """Log density."""
@@ -177,12 +188,19 @@ class TruncatedGaussian:
         _require_order(self)
         if not self.sigma > 0:
             raise InputError(f"sigma: got {self.sigma:g}, must be positive")
+        low, high = self._cumulative
+        if not low < high:
+            raise InputError(
+                f"TruncatedGaussian of mu {self.mu:g} and sigma {self.sigma:g} has nothing between "
+                f"{self.minimum:g} and {self.maximum:g}; move the interval or widen sigma"
+            )
 
     def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
         """Map uniform numbers to values."""
         low, high = self._cumulative
         smallest = np.finfo(float).tiny  # keeps an exact zero from becoming -infinity
-        return self.mu + self.sigma * ndtri(np.maximum(low + uniform * (high - low), smallest))
+        values = self.mu + self.sigma * ndtri(np.maximum(low + uniform * (high - low), smallest))
+        return np.clip(values, self.minimum, self.maximum)
 
     def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
         """Log density."""
@@ -233,21 +251,36 @@ def parse_prior(text: str | float) -> Distribution:
     try:
         node = ast.parse(str(text), mode="eval").body
     except SyntaxError:
-        raise InputError(f"{text!r} is not a prior; write e.g. Uniform(25, 100), or a number") from None
-    if not isinstance(node, ast.Call):
-        return DeltaFunction(_number(node))
-    name = ast.unparse(node.func).rsplit(".", 1)[-1]
-    if name not in DISTRIBUTIONS:
-        raise InputError(f"{name} is not a known distribution; known are {', '.join(DISTRIBUTIONS)}")
-    keywords = {
-        keyword.arg: _number(keyword.value)
-        for keyword in node.keywords
-        if keyword.arg is not None and keyword.arg not in LABELS
-    }
+        raise InputError(
+            f"{text!r} is not a prior; write e.g. Uniform(25, 100), or a number"
+        ) from None
     try:
-        return DISTRIBUTIONS[name](*map(_number, node.args), **keywords)
-    except TypeError as error:
-        raise InputError(f"{text}: {str(error).split('() ')[-1].split('__ ')[-1]}") from None
+        return _distribution(node) if isinstance(node, ast.Call) else DeltaFunction(_number(node))
+    except ArithmeticError as error:
+        raise InputError(f"{text}: {error}; give numbers that can be worked with") from None
+
+
+def _distribution(call: ast.Call) -> Distribution:
+    """Make the distribution that a call describes, without calling anything else."""
+    name = ast.unparse(call.func)
+    if all(part.isidentifier() for part in name.split(".")):
+        name = name.rsplit(".", 1)[-1]  # bilby.core.prior.Uniform and the like
+    if name not in DISTRIBUTIONS:
+        raise InputError(
+            f"{name} is not a known distribution; known are {', '.join(DISTRIBUTIONS)}"
+        )
+    make = DISTRIBUTIONS[name]
+    given = [(item.arg, item.value) for item in call.keywords if item.arg not in LABELS]
+    keywords = {str(key): _number(value) for key, value in given}
+    numbers = [_number(value) for value in call.args]
+    try:
+        if len(keywords) < len(given):
+            raise TypeError
+        inspect.signature(make).bind(*numbers, **keywords)
+    except TypeError:
+        takes = ", ".join(str(item) for item in inspect.signature(make).parameters)
+        raise InputError(f"{ast.unparse(call)}: {name} takes {takes}, each once") from None
+    return make(*numbers, **keywords)
 
 
 _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {

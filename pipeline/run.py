@@ -1,4 +1,4 @@
-"""A whole data set on Dask: which shards are missing, one task each, and the way back from anything.
+"""A data set on Dask: which shards are missing, one task each, and the way back from anything.
 
 The data set itself is the state of the run: a shard is done when its manifest is there. A task is
 the name of a folder and the number of a shard; the worker reads the physics from the data set's own
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.cluster import connect
 from pipeline.config import (
@@ -33,12 +32,15 @@ from pipeline.priors import describe
 from pipeline.simulate import Simulator
 from storage.dataset import (
     create_dataset,
-    finished_shards,
+    first_problem,
+    read_manifests,
     read_schema,
     remove_partial_files,
     write_shard,
 )
 from storage.encodings import encoding_named
+from storage.errors import InputError
+from storage.progress import progress_bar
 from storage.schema import GROUP_METADATA, Parameter, Schema
 
 if TYPE_CHECKING:
@@ -100,7 +102,11 @@ def simulate_dataset(config: DatasetConfig, out: str | Path) -> RunReport:
     schema = describe_dataset(config, simulator)
     folder = create_dataset(out, schema, simulator.psd)
     remove_partial_files(folder)
-    present = set(finished_shards(folder, schema))
+    present = {
+        shard
+        for shard, manifest in read_manifests(folder, schema).items()
+        if first_problem(folder, manifest) is None
+    }
     missing = [shard for shard in range(schema.shards) if shard not in present]
     reports: list[ShardReport] = []
     seconds = 0.0
@@ -109,7 +115,7 @@ def simulate_dataset(config: DatasetConfig, out: str | Path) -> RunReport:
             print(f"Dask dashboard: {client.dashboard_link}", file=sys.stderr)
             start = time.perf_counter()
             done = sum(len(schema.events_of(shard)) for shard in present)
-            with tqdm(total=schema.events, initial=done, unit="event", smoothing=0.1) as bar:
+            with progress_bar(schema.events, "event", done) as bar:
                 for report in _map_shards(client, folder, missing, config.cluster.worker_count):
                     reports.append(report)
                     bar.update(report.events)
@@ -198,18 +204,29 @@ def _map_shards(
 
     def submit(count: int) -> list["Future"]:
         return [
-            client.submit(simulate_shard, folder.absolute(), shard, pure=False)
+            client.submit(_try_shard, folder.absolute(), shard, pure=False)
             for shard in islice(waiting, count)
         ]
 
     running = as_completed(submit(TASKS_PER_WORKER * workers))
     try:
         for future in running:
-            yield future.result()
+            report = future.result()
+            if isinstance(report, InputError):
+                raise report
+            yield report
             for successor in submit(1):
                 running.add(successor)
     finally:
         client.cancel(list(running.futures))
+
+
+def _try_shard(folder: Path, shard: int) -> ShardReport | InputError:
+    """Simulate a shard; return the user's mistake, which Dask would log with a traceback."""
+    try:
+        return simulate_shard(folder, shard)
+    except InputError as error:
+        return error
 
 
 def _without_paths(config: SimulationConfig) -> SimulationConfig:

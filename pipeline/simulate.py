@@ -15,6 +15,7 @@ from jaxtyping import Complex, Float
 from pipeline.config import PARAMETERS, SimulationConfig
 from pipeline.detector import Detector, SkyPosition, detector_named, project
 from pipeline.noise import Whitening, load_psd
+from pipeline.priors import Distribution
 from pipeline.waveform import WaveformError, approximant_number, polarisations
 from storage.arrays import Array
 from storage.errors import InputError
@@ -104,9 +105,7 @@ class Simulator:
         """Strain at each detector [1/Hz] before whitening, and the number of its first bin."""
         segment = self.config.segment
         waves = polarisations(parameters, self.config.waveform, segment)
-        source = SkyPosition(
-            *(parameters[name] for name in ("ra", "dec", "psi", "geocent_time"))
-        )
+        source = SkyPosition(*(parameters[name] for name in ("ra", "dec", "psi", "geocent_time")))
         strain = project(
             waves.plus,
             waves.cross,
@@ -124,7 +123,7 @@ class Simulator:
         return self.whitening.to_segment(self.whitening.whiten(strain, first_bin), first_bin)
 
     @cached_property
-    def _priors(self):  # noqa: ANN202
+    def _priors(self) -> dict[str, Distribution]:
         return self.config.prior.distributions()
 
     def _refusal(self, network_snr: float) -> str | None:

@@ -3,6 +3,9 @@
 import json as json_format
 from dataclasses import asdict
 
+from storage.bench import ReadBenchConfig
+from storage.bench import bench_read as measure_reading
+from storage.bench import summary as bench_summary
 from storage.info import describe, summary
 
 
@@ -16,3 +19,16 @@ def info(data: str, /, *, json: bool = False) -> int:
     facts = describe(data)
     print(json_format.dumps(asdict(facts)) if json else summary(facts))
     return 0 if facts.complete else 1
+
+
+def bench_read(data: str, /, *, config: ReadBenchConfig, json: bool = False) -> int:
+    """Measure reading a data set, against plain reads of the same files and stock webdataset.
+
+    Args:
+        data: Folder of the data set.
+        config: What to measure.
+        json: Print the result as JSON.
+    """
+    result = measure_reading(config, data)
+    print(json_format.dumps(asdict(result)) if json else bench_summary(result))
+    return 0

@@ -58,7 +58,9 @@ class Manifest:
     rejected: Mapping[str, int]
 
 
-def create_dataset(url: str | Path, schema: Schema, psd: Float[Array, "detector frequency"]) -> Path:
+def create_dataset(
+    url: str | Path, schema: Schema, psd: Float[Array, "detector frequency"]
+) -> Path:
     """Create an empty data set, or accept one that was created from the same facts.
 
     Args:
@@ -107,14 +109,15 @@ def write_shard(folder: Path, schema: Schema, shard: int, events: Iterable[Event
     losses, rejected = [0.0], Counter[str]()
     paths = shard_files(shard)
     with ShardWriter(folder / paths["strain"], layout) as writer:
-        for row, event in enumerate(events):
+        # Strict, so that too few or too many events leave no file behind.
+        for row, (number, event) in enumerate(zip(schema.events_of(shard), events, strict=True)):
+            assert event.number == number, f"event {event.number} came in place of {number}"
             codes = schema.encoding.encode(event.strain, event.number)
             losses.append(schema.encoding.snr_loss(event.strain, codes, schema.noisy))
             table[row], snrs[row] = event.parameters, event.optimal_snr
             rejected.update(event.rejected)
             writer.add(event_key(event.number), codes, event_facts(schema, event))
         written = {paths["strain"]: writer.finish()}
-    assert len(writer.crc32c) == len(schema.events_of(shard)), "wrong number of events"
     for name, values in (("parameters", table), ("optimal_snr", snrs)):
         written[paths[name]] = write_atomically(folder / paths[name], values.tobytes())
     manifest = Manifest(
@@ -228,14 +231,37 @@ def open_dataset(url: str | Path) -> "xarray.Dataset":
     folder = local_folder(url)
     schema = read_schema(folder)
     require_complete(folder, schema)
-    dataset = xarray.open_zarr(folder, consolidated=False, chunks=None)
-    return dataset.assign_coords(
+    dataset = xarray.open_zarr(folder, chunks=None, mask_and_scale=False)
+    attributes = dataset["strain"].attrs
+    if "scale_factor" in attributes:  # a float in JSON, with which xarray would decode to float64
+        attributes["scale_factor"] = np.float32(attributes["scale_factor"])
+    return xarray.decode_cf(dataset).assign_coords(
         event=np.arange(schema.events),
         detector=list(schema.detectors),
         time=np.arange(schema.samples) / schema.sample_rate,
         parameter=list(schema.parameter_names),
         frequency=np.arange(schema.frequencies) * schema.frequency_step,
     )
+
+
+def read_parameters(url: str | Path) -> Float[Array, "event parameter"]:
+    """Read the whole table of parameters, in the order of the schema's parameters.
+
+    Raises:
+        InputError: There is no data set of ours.
+        DamagedDataError: It is not complete.
+    """
+    return _read_table(url, "parameters")
+
+
+def read_optimal_snr(url: str | Path) -> Float[Array, "event detector"]:
+    """Read the optimal SNR of every event in each detector.
+
+    Raises:
+        InputError: There is no data set of ours.
+        DamagedDataError: It is not complete.
+    """
+    return _read_table(url, "optimal_snr")
 
 
 def shard_layout(schema: Schema) -> ShardLayout:
@@ -269,6 +295,18 @@ def event_facts(schema: Schema, event: Event) -> dict[str, Any]:
         ),
         "optimal_snr": [float(value) for value in event.optimal_snr],
     }
+
+
+def _read_table(url: str | Path, name: str) -> Float[Array, "event column"]:
+    folder = local_folder(url)
+    schema = read_schema(folder)
+    require_complete(folder, schema)
+    chunks = [
+        np.fromfile(folder / shard_files(shard)[name], "<f8").reshape(schema.events_per_shard, -1)
+        for shard in range(schema.shards)
+    ]
+    table: Array = np.concatenate(chunks)[: schema.events]
+    return table
 
 
 def _widest_event(schema: Schema) -> Event:
@@ -322,6 +360,10 @@ def _first_difference(there: object, wanted: object, name: str = "") -> str:
         for key in sorted(there.keys() | wanted.keys()):
             if there.get(key) != wanted.get(key):
                 return _first_difference(there.get(key), wanted.get(key), f"{name}.{key}")
-    shortened = [text if len(text) < 80 else text[:77] + "..." for text in map(repr, (there, wanted))]
-    label = name.removeprefix(".attributes.strainflow.").removeprefix(".")
+    shortened = [
+        text if len(text) < 80 else text[:77] + "..." for text in map(repr, (there, wanted))
+    ]
+    label = name
+    for prefix in (".attributes.strainflow.", ".consolidated_metadata.metadata.", "."):
+        label = label.removeprefix(prefix)
     return f"{label}: {shortened[0]} there, {shortened[1]} asked for"

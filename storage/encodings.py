@@ -83,11 +83,12 @@ class Encoding:
         """
         if self.name == "float32":
             return 0.0
-        stored = self.decode(codes).astype(np.float64)
+        stored = self.decode(codes)
         if noisy:
-            return float(1 - 1 / np.sqrt(1 + np.mean((stored - strain) ** 2)))
-        norms = np.linalg.norm(strain) * np.linalg.norm(stored)
-        return max(0.0, float(1 - np.vdot(strain, stored) / norms)) if norms > 0 else 1.0
+            return float(1 - 1 / np.sqrt(1 + np.mean(np.square(stored - strain), dtype=np.float64)))
+        exact, stored = strain.astype(np.float64), stored.astype(np.float64)
+        norms = np.linalg.norm(exact) * np.linalg.norm(stored)
+        return max(0.0, float(1 - np.vdot(exact, stored) / norms)) if norms > 0 else 1.0
 
 
 ENCODINGS: dict[str, Encoding] = {

@@ -111,8 +111,9 @@ def summary(facts: DatasetInfo) -> str:
     lines = [
         f"{facts.data}: {state}",
         *(f"  problem: {problem}" for problem in facts.problems),
-        f"  events      {facts.finished_events:,} of {facts.events:,} in {facts.finished_shards} of "
-        f"{facts.shards} shards of {facts.events_per_shard}, {facts.bytes / 1e9:.3f} GB",
+        f"  events      {facts.finished_events:,} of {facts.events:,} in "
+        f"{facts.finished_shards} of {facts.shards} shards of {facts.events_per_shard}, "
+        f"{facts.bytes / 1e9:.3f} GB",
         f"  strain      {', '.join(facts.detectors)} x {facts.samples:,} samples at "
         f"{facts.sample_rate:g} Hz ({facts.samples / facts.sample_rate:g} s), "
         f"{'signal and noise' if facts.noisy else 'signals without noise'}",

@@ -17,9 +17,7 @@ ROUNDS = 8
 SMALLEST_HALF = 4  # bits; below, a network of few values shuffles badly
 
 
-def permuted(
-    positions: Int64[Array, "n"], size: int, seed: int, epoch: int
-) -> Int64[Array, "n"]:
+def permuted(positions: Int64[Array, "n"], size: int, seed: int, epoch: int) -> Int64[Array, "n"]:
     """Return which element stands at each position of an epoch's order.
 
     Args:
@@ -31,7 +29,8 @@ def permuted(
     if len(positions) and not 0 <= positions.min() <= positions.max() < size:
         raise IndexError(f"positions must lie in [0, {size})")
     half = np.uint64(max(SMALLEST_HALF, -(-(size - 1).bit_length() // 2)))
-    keys = np.random.SeedSequence((seed, epoch)).generate_state(ROUNDS, np.uint64)
+    # A spawn key, because SeedSequence((2**32 + 5, 0)) and ((5, 1)) are the same.
+    keys = np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(ROUNDS, np.uint64)
     values = positions.astype(np.uint64)
     walking = np.arange(len(values))
     while len(walking):
@@ -54,4 +53,5 @@ def _mix(values: UInt64[Array, "n"]) -> UInt64[Array, "n"]:
     """Scramble 64 bits (the output function of SplitMix64)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: Array = values ^ (values >> np.uint64(31))
+    return mixed

@@ -137,23 +137,10 @@ def metadata_files(schema: Schema) -> dict[str, bytes]:
     if schema.encoding.scale_factor is not None:
         strain_attributes["scale_factor"] = schema.encoding.scale_factor
         strain_attributes["_FillValue"] = schema.encoding.fill_value
-    documents: dict[str, dict[str, Any]] = {
-        GROUP_METADATA: {
-            "zarr_format": 3,
-            "node_type": "group",
-            "attributes": {
-                "strainflow": {
-                    "format_version": FORMAT_VERSION,
-                    "encoding": schema.encoding.name,
-                    "events_per_shard": per_shard,
-                    "noisy": schema.noisy,
-                    **schema.provenance,
-                }
-            },
-        },
+    children: dict[str, dict[str, Any]] = {
         # A Zarr group, so that Zarr readers that list the folder know what it is.
-        f"{MANIFEST_FOLDER}/zarr.json": {"zarr_format": 3, "node_type": "group"},
-        "strain/zarr.json": _array(
+        MANIFEST_FOLDER: {"zarr_format": 3, "node_type": "group"},
+        "strain": _array(
             (schema.events, detectors, samples),
             (per_shard, detectors, samples),
             ("event", "detector", "time"),
@@ -162,7 +149,7 @@ def metadata_files(schema: Schema) -> dict[str, bytes]:
             strain_attributes,
             inner_chunk=(1, detectors, samples),
         ),
-        "parameters/zarr.json": _array(
+        "parameters": _array(
             (schema.events, len(schema.parameters)),
             (per_shard, len(schema.parameters)),
             ("event", "parameter"),
@@ -170,7 +157,7 @@ def metadata_files(schema: Schema) -> dict[str, bytes]:
             "NaN",
             {"parameters": [vars(parameter) for parameter in schema.parameters]},
         ),
-        "optimal_snr/zarr.json": _array(
+        "optimal_snr": _array(
             (schema.events, detectors),
             (per_shard, detectors),
             ("event", "detector"),
@@ -178,7 +165,7 @@ def metadata_files(schema: Schema) -> dict[str, bytes]:
             "NaN",
             {"long_name": "optimal signal-to-noise ratio", "detectors": list(schema.detectors)},
         ),
-        "psd/zarr.json": _array(
+        "psd": _array(
             (detectors, schema.frequencies),
             (detectors, schema.frequencies),
             ("detector", "frequency"),
@@ -192,6 +179,24 @@ def metadata_files(schema: Schema) -> dict[str, bytes]:
             },
         ),
     }
+    group = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {
+            "strainflow": {
+                "format_version": FORMAT_VERSION,
+                "encoding": schema.encoding.name,
+                "events": schema.events,
+                "events_per_shard": per_shard,
+                "noisy": schema.noisy,
+                **schema.provenance,
+            }
+        },
+        # With this, xarray and zarr-python read one file in place of listing the folder.
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": children},
+    }
+    documents = {GROUP_METADATA: group}
+    documents |= {f"{name}/zarr.json": document for name, document in children.items()}
     return {path: canonical_json(document) for path, document in documents.items()}
 
 
@@ -222,16 +227,14 @@ def schema_from_metadata(documents: Mapping[str, Mapping[str, Any]], where: str)
             f"{FORMAT_VERSION}; install the strainflow that wrote it"
         )
     return Schema(
-        events=strain["shape"][0],
+        events=ours.pop("events"),
         events_per_shard=ours.pop("events_per_shard"),
         detectors=tuple(strain["attributes"]["detectors"]),
         samples=strain["shape"][2],
         sample_rate=strain["attributes"]["sample_rate"],
         encoding=encoding_named(ours.pop("encoding")),
         noisy=ours.pop("noisy"),
-        parameters=tuple(
-            Parameter(**column) for column in parameters["attributes"]["parameters"]
-        ),
+        parameters=tuple(Parameter(**column) for column in parameters["attributes"]["parameters"]),
         frequencies=psd["shape"][1],
         frequency_step=psd["attributes"]["frequency_step"],
         provenance=ours,

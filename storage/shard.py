@@ -86,7 +86,7 @@ class ShardLayout:
         """The `.npy` header of an event, padded so that the payload that follows is aligned."""
         description = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
         text = repr(description).encode("latin1")
-        prefix = np.lib.format.magic(1, 0) + struct.pack("<H", NPY_HEADER - 10)
+        prefix = b"\x93NUMPY\x01\x00" + struct.pack("<H", NPY_HEADER - 10)
         return prefix + text.ljust(NPY_HEADER - 11) + b"\n"
 
 
@@ -154,12 +154,21 @@ class ShardWriter:
 
 
 class ShardReader:
-    """An open shard, with its index read and proved."""
+    """An open shard, with its index read and proved.
+
+    Raises:
+        DamagedDataError: The file is missing, or its index is.
+    """
 
     def __init__(self, path: Path, slots: int) -> None:
         self._path = path
         self._descriptor = -1
-        self._descriptor = os.open(path, os.O_RDONLY)
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise DamagedDataError(
+                f"{path}: is missing; delete the shard's manifest and run simulate again"
+            ) from None
         try:
             self.index = self._read_index(slots)
         except BaseException:
@@ -179,7 +188,7 @@ class ShardReader:
                 f"index, {buffer.nbytes} were expected; delete the shard's manifest and run "
                 "simulate again"
             )
-        view = memoryview(buffer.reshape(-1)).cast("B")
+        view = buffer.reshape(-1).view(np.uint8).data
         while length:  # a read may return less than was asked for
             count = os.preadv(self._descriptor, [view], offset)
             if count == 0:
@@ -198,7 +207,8 @@ class ShardReader:
 
     def _read_index(self, slots: int) -> UInt64[Array, "slot 2"]:
         size = 16 * slots + 4
-        data = os.pread(self._descriptor, size, os.fstat(self._descriptor).st_size - size)
+        start = max(0, os.fstat(self._descriptor).st_size - size)
+        data = os.pread(self._descriptor, size, start)
         if len(data) != size or google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
             raise DamagedDataError(
                 f"{self._path}: the index at its end is missing or damaged (a truncated or "

@@ -9,6 +9,7 @@ Not covered yet: compressed shards, object stores, a windowed order for spinning
 
 import itertools
 import resource
+import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -21,7 +22,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64, Num
 from webdataset.pytorch import IterableDataset
-from webdataset.utils import pytorch_worker_info
 
 from storage.arrays import Array
 from storage.dataset import read_schema, require_complete, shard_files
@@ -99,9 +99,11 @@ class EventStream(IterableDataset):
         self.schema = read_schema(self._folder)
         require_complete(self._folder, self.schema)
         self._start, self._stop = start, self.schema.events if stop is None else stop
-        _refuse_impossible(
-            self.schema.events, self._start, self._stop, batch_size, rank, world_size, threads
-        )
+        _refuse_impossible_range(self._start, self._stop, self.schema.events)
+        _refuse_below(1, batch_size=batch_size, world_size=world_size, threads=threads)
+        _refuse_below(0, seed=seed, prefetch=prefetch)
+        if not 0 <= rank < world_size:
+            raise InputError(f"rank: got {rank}, must lie in [0, {world_size}) (the world size)")
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._shuffle, self._threads, self._prefetch = shuffle, threads, prefetch
         self._allocate = allocate
@@ -121,16 +123,25 @@ class EventStream(IterableDataset):
         return {"seed": self._seed, "epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a state; takes effect at the next `iter`."""
+        """Continue from a state; takes effect at the next `iter`.
+
+        Raises:
+            InputError: The state is not one of this range of events.
+        """
+        if not 0 <= state["position"] < self.events:
+            raise InputError(
+                f"state: got position {state['position']}, this stream has {self.events} events "
+                "an epoch; give the data set and the range that the state was saved with"
+            )
         self._seed, self._epoch = state["seed"], state["epoch"]
         self._position = state["position"]
 
     def __iter__(self) -> Iterator[Batch]:
         """Deliver the batches that are left of this epoch, then stand at the next epoch's start."""
-        if pytorch_worker_info()[3] > 1:
+        if _is_dataloader_worker():
             raise InputError(
-                "EventStream: several DataLoader workers would each deliver every event; use "
-                "num_workers=0 (the stream reads with threads of its own)"
+                "EventStream: a DataLoader worker would deliver every event once more, in the same "
+                "order each epoch; use num_workers=0 (the stream reads with threads of its own)"
             )
         ring = itertools.cycle([self._new_buffer() for _ in range(self._prefetch + 1)])
         in_flight: deque[_Read] = deque()
@@ -155,7 +166,9 @@ class EventStream(IterableDataset):
         epoch, position = self._epoch, self._position
         while position < self.events:
             count = min(self._batch_size * self._world_size, self.events - position)
-            first, last = (count * rank // self._world_size for rank in (self._rank, self._rank + 1))
+            first, last = (
+                count * rank // self._world_size for rank in (self._rank, self._rank + 1)
+            )
             events = np.arange(position + first, position + last)
             if self._shuffle:
                 events = permuted(events, self.events, self._seed, epoch)
@@ -214,6 +227,8 @@ class _OpenShards:
         self._open: OrderedDict[int, tuple[ShardReader, Array]] = OrderedDict()
         self._lock = threading.Lock()
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if allowed == resource.RLIM_INFINITY:  # which is -1
+            allowed = sys.maxsize
         self._most = max(16, allowed - DESCRIPTORS_SPARED)
 
     def read_rows(self, batch: Batch, rows: range) -> None:
@@ -243,13 +258,18 @@ class _OpenShards:
             return self._open[shard]
 
 
-def _refuse_impossible(
-    events: int, start: int, stop: int, batch_size: int, rank: int, world_size: int, threads: int
-) -> None:
+def _is_dataloader_worker() -> bool:
+    """Whether this process is a worker of a PyTorch DataLoader; such a one has imported torch."""
+    torch_data = sys.modules.get("torch.utils.data")
+    return torch_data is not None and torch_data.get_worker_info() is not None
+
+
+def _refuse_impossible_range(start: int, stop: int, events: int) -> None:
     if not 0 <= start < stop <= events:
         raise InputError(f"events {start}:{stop}: the data set has events 0:{events}")
-    for name, value in (("batch_size", batch_size), ("threads", threads)):
-        if value < 1:
-            raise InputError(f"{name}: got {value}, at least 1 is needed")
-    if not 0 <= rank < world_size:
-        raise InputError(f"rank: got {rank}, must lie in [0, {world_size}) (the world size)")
+
+
+def _refuse_below(least: int, **arguments: int) -> None:
+    for name, value in arguments.items():
+        if value < least:
+            raise InputError(f"{name}: got {value}, at least {least} is needed")

@@ -1,0 +1,152 @@
+"""The estimator: strain to a posterior over theta, in the units of the data set.
+
+strain -> preprocess -> embedding -> condition c -> flow -> parameter map -> theta
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from model.config import TrainConfig
+from model.embedding import make_embedding
+from model.flow import ConditionalFlow
+from model.parameters import ParameterMap
+from model.preprocess import Preprocess
+from storage.schema import Schema
+
+ROWS_AT_ONCE = 2**17  # samples in one pass of the flow, which bounds its memory
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What an estimator has to know of its data.
+
+    Attributes:
+        detectors: Their names, in order.
+        samples: Time samples of an event in each detector.
+        sample_rate: [Hz].
+        f_lower: Where the analysis band begins [Hz].
+        scale_factor: Sigma per integer step of the stored strain; 1 where it is sigma itself.
+        noisy: Whether the stored strain holds noise.
+    """
+
+    detectors: tuple[str, ...]
+    samples: int
+    sample_rate: float
+    f_lower: float
+    scale_factor: float
+    noisy: bool
+
+    @classmethod
+    def of(cls, schema: Schema) -> "DataFacts":
+        """Gather them from a data set."""
+        return cls(
+            detectors=schema.detectors,
+            samples=schema.samples,
+            sample_rate=schema.sample_rate,
+            f_lower=float(schema.provenance["band"][0]),
+            scale_factor=schema.encoding.scale_factor or 1.0,
+            noisy=schema.noisy,
+        )
+
+    def preprocess(self) -> Preprocess:
+        """The preprocessing that such data need."""
+        first_bin = round(self.f_lower * self.samples / self.sample_rate)
+        return Preprocess(self.scale_factor, self.samples, first_bin)
+
+
+class Estimator(nn.Module):
+    """A posterior over theta for whitened strain.
+
+    Args:
+        config: Of the networks.
+        facts: Of the data.
+        theta: Between theta and the flow's space.
+    """
+
+    def __init__(self, config: TrainConfig, facts: DataFacts, theta: ParameterMap) -> None:
+        super().__init__()
+        self.facts, self.theta = facts, theta
+        self.embedding = make_embedding(len(facts.detectors), facts.samples, config.embedding)
+        self.flow = ConditionalFlow(len(theta.names), config.embedding.condition, config.flow)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def negative_log_prob(
+        self,
+        strain: Float[Tensor, "event detector time"],
+        theta: Float[Tensor, "event parameter"],
+    ) -> Float[Tensor, "event"]:
+        """The training loss of each event, in nats: -log q in the flow's space.
+
+        Args:
+            strain: Whitened strain [sigma].
+            theta: The true parameters, double, in the order of `theta.names`.
+        """
+        values, _ = self.theta.to_flow(theta)
+        return -self.flow.log_prob(values.float(), self.embedding(strain))
+
+    @torch.no_grad()
+    def log_prob(
+        self,
+        theta: Float[Tensor, "event sample parameter"],
+        strain: Float[Tensor, "event detector time"],
+    ) -> Float[Tensor, "event sample"]:
+        """Log posterior density of theta, per unit of theta; -inf outside the prior's bounds.
+
+        Args:
+            theta: In the order of `theta.names` and the data set's units, double.
+            strain: Whitened strain [sigma].
+        """
+        theta = torch.as_tensor(theta, dtype=torch.float64, device=self.device)
+        condition = self.embedding(torch.as_tensor(strain, device=self.device))
+        values, jacobian = self.theta.to_flow(theta)
+        samples = theta.shape[1]
+        rows = condition.repeat_interleave(samples, 0)
+        density = self.flow.log_prob(values.float().flatten(0, 1), rows)
+        return density.double().view(-1, samples) + jacobian
+
+    @torch.no_grad()
+    def sample(
+        self,
+        strain: Float[Tensor, "event detector time"],
+        n: int,
+        seeds: Sequence[int] | None = None,
+    ) -> tuple[Float[Tensor, "event sample parameter"], Float[Tensor, "event sample"]]:
+        """Draw posterior samples.
+
+        Args:
+            strain: Whitened strain [sigma].
+            n: Samples an event.
+            seeds: One an event, by default its row: what an event's samples are does not depend on
+                the events beside it.
+
+        Returns:
+            Theta in the order of `theta.names` and the data set's units, and its log density.
+        """
+        conditions = self.embedding(torch.as_tensor(strain, device=self.device))
+        drawn = [
+            self._sample_one(condition, n, seed)
+            for condition, seed in zip(conditions, seeds or range(len(conditions)), strict=True)
+        ]
+        theta, log_prob = zip(*drawn, strict=True)
+        return torch.stack(theta), torch.stack(log_prob)
+
+    def _sample_one(
+        self, condition: Float[Tensor, "condition"], n: int, seed: int
+    ) -> tuple[Float[Tensor, "sample parameter"], Float[Tensor, "sample"]]:
+        generator = torch.Generator(self.device).manual_seed(seed)
+        base = torch.randn((n, self.flow.features), generator=generator, device=self.device)
+        parts = [
+            self.flow.from_base(part, condition.expand(len(part), -1))
+            for part in base.split(ROWS_AT_ONCE)
+        ]
+        values, density = (torch.cat(column) for column in zip(*parts, strict=True))
+        theta, jacobian = self.theta.from_flow(values.double())
+        return theta, density.double() + jacobian

@@ -1,0 +1,203 @@
+"""Posterior samples for the events of a data set, one file an event."""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64, Num
+
+from model.checkpoint import CHECKPOINT, load
+from model.estimator import DataFacts, Estimator
+from storage.arrays import Array
+from storage.dataset import read_optimal_snr, read_schema
+from storage.errors import InputError
+from storage.progress import progress_bar
+from storage.results import (
+    Posterior,
+    parse_range,
+    read_posterior,
+    result_files,
+    result_path,
+    write_posterior,
+)
+from storage.schema import GROUP_METADATA, Schema
+from storage.stream import EventStream
+from storage.urls import local_folder
+
+BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What to draw.
+
+    Args:
+        events: A range of the data set's events, such as 0:32; all by default.
+        samples: Posterior samples an event.
+        seed: Of the samples, and of the noise where the data set holds none.
+        device: auto: a GPU where there is one.
+    """
+
+    events: str = ""
+    samples: int = 10000
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise InputError(f"samples: got {self.samples}, at least 1 is needed")
+
+
+@dataclass(frozen=True)
+class SampleReport:
+    """What was drawn.
+
+    Attributes:
+        out: Folder of the result files.
+        events: Events asked for.
+        sampled: Events sampled by this call; the others were there.
+        samples: Posterior samples an event.
+        seconds: Time that the drawing took, files excluded [s].
+    """
+
+    out: str
+    events: int
+    sampled: int
+    samples: int
+    seconds: float
+
+    @property
+    def microseconds(self) -> float:
+        """Microseconds a sample an event."""
+        return 1e6 * self.seconds / max(1, self.sampled * self.samples)
+
+
+def sample_dataset(
+    config: SampleConfig, run: str | Path, data: str | Path, out: str | Path
+) -> SampleReport:
+    """Draw posterior samples for events of a data set; events whose file is there are passed over.
+
+    Args:
+        config: What to draw.
+        run: Folder of the trained run.
+        data: The data set.
+        out: Folder of the result files.
+
+    Raises:
+        InputError: The run does not fit the data, or the folder holds other results.
+        DamagedDataError: The data set or the checkpoint is damaged.
+    """
+    folder = Path(out)
+    estimator = load(run, config.device)
+    schema = read_schema(data)
+    _refuse_other_data(estimator, schema, run, data)
+    wanted = parse_range(config.events, schema.events)
+    provenance = {
+        "checkpoint_sha256": _sha256(Path(run) / CHECKPOINT),
+        "data_sha256": _sha256(local_folder(data) / GROUP_METADATA),
+        "seed": config.seed,
+        "samples": config.samples,
+        "version": version("strainflow"),
+    }
+    _refuse_other_results(folder, provenance)
+    priors = {parameter.name: parameter.prior for parameter in schema.parameters}
+    snrs = np.linalg.norm(read_optimal_snr(data), axis=1)
+    sampler = _Sampler(config, estimator, DataFacts.of(schema))
+    stream = EventStream(
+        data, batch_size=BATCH, shuffle=False, start=wanted.start, stop=wanted.stop
+    )
+    sampled = 0
+    with progress_bar(len(wanted), "event") as bar:
+        for batch in stream:
+            rows = [
+                row
+                for row, event in enumerate(batch.event)
+                if not result_path(folder, int(event)).exists()
+            ]
+            if rows:
+                theta, log_prob = sampler.draw(batch.strain[rows], batch.event[rows])
+                for row, samples, density in zip(rows, theta, log_prob, strict=True):
+                    event = int(batch.event[row])
+                    posterior = Posterior(
+                        event=event,
+                        names=estimator.theta.names,
+                        samples=samples,
+                        log_prob=density,
+                        truth=dict(
+                            zip(schema.parameter_names, batch.parameters[row].tolist(), strict=True)
+                        ),
+                        priors=priors,
+                        optimal_snr=float(snrs[event]),
+                        provenance=provenance,
+                    )
+                    write_posterior(folder, posterior)
+            sampled += len(rows)
+            bar.update(len(batch.event))
+    return SampleReport(str(folder), len(wanted), sampled, config.samples, sampler.seconds)
+
+
+class _Sampler:
+    """Stored strain to posterior samples, and how long the drawing takes."""
+
+    def __init__(self, config: SampleConfig, estimator: Estimator, facts: DataFacts) -> None:
+        self._config, self._estimator = config, estimator
+        self._noisy, self._preprocess = facts.noisy, facts.preprocess()
+        self.seconds = 0.0
+
+    def draw(
+        self, stored: Num[Array, "event detector time"], events: Int64[Array, "event"]
+    ) -> tuple[Float64[Array, "event sample parameter"], Float64[Array, "event sample"]]:
+        """Draw samples for some events; what is drawn is a function of (seed, event) alone."""
+        start = time.perf_counter()
+        device = self._estimator.device
+        strain = self._preprocess(torch.from_numpy(stored).to(device))
+        if not self._noisy:
+            for row, event in zip(strain, events, strict=True):
+                generator = torch.Generator(device).manual_seed(self._seed(event, "noise"))
+                row += self._preprocess.noise(1, len(row), generator)[0]
+        seeds = [self._seed(event, "samples") for event in events]
+        theta, log_prob = self._estimator.sample(strain, self._config.samples, seeds)
+        drawn = theta.cpu().numpy(), log_prob.cpu().numpy()
+        self.seconds += time.perf_counter() - start
+        return drawn
+
+    def _seed(self, event: int, purpose: str) -> int:
+        key = (self._config.seed, int(event), purpose == "noise")
+        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) % 2**63
+
+
+def _refuse_other_data(
+    estimator: Estimator, schema: Schema, run: str | Path, data: str | Path
+) -> None:
+    """Refuse data that the network cannot read, or that do not hold what it infers."""
+    trained, given = estimator.facts, DataFacts.of(schema)
+    for name in ("detectors", "samples", "sample_rate", "f_lower"):
+        there, here = getattr(trained, name), getattr(given, name)
+        if there != here:
+            raise InputError(
+                f"{data}: its {name} is {here}, the run {run} was trained on {there}; give data "
+                "of the same kind"
+            )
+    if lacking := set(estimator.theta.names) - set(schema.parameter_names):
+        raise InputError(f"{data}: lacks the parameters {', '.join(sorted(lacking))} of {run}")
+
+
+def _refuse_other_results(folder: Path, provenance: dict[str, object]) -> None:
+    """Refuse to mix results of different runs, data or seeds in one folder."""
+    if not any(folder.glob("event_*")):
+        return
+    there = read_posterior(result_files(folder)[0]).provenance
+    for name, value in provenance.items():
+        if there.get(name) != value:
+            raise InputError(
+                f"{folder}: holds results made from another {name} ({there.get(name)} there, "
+                f"{value} asked for); give another --out"
+            )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

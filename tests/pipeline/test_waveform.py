@@ -1,0 +1,122 @@
+"""The waveform in its segment: what the crop leaves of wrap-around, and what is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.waveform import (
+    WaveformError,
+    approximant_number,
+    component_masses,
+    polarisations,
+    start_taper,
+)
+from storage.errors import InputError
+
+
+def difference(ours, reference):
+    return np.linalg.norm(ours - reference) / np.linalg.norm(reference)
+
+
+def binary(source, mass_1, mass_2, **others):
+    chirp_mass = (mass_1 * mass_2) ** 0.6 / (mass_1 + mass_2) ** 0.2
+    return dict(source, chirp_mass=chirp_mass, mass_ratio=mass_2 / mass_1, **others)
+
+
+@pytest.fixture(scope="module")
+def over_64_seconds(simulator_with):
+    return simulator_with(generation_duration=64.0)
+
+
+# Measured: at most 0.30 % seen from above, mostly the grid that XPHM's multibanding interpolates
+# from (0.25 % remain between 32 s and 64 s); 0.62 % from the side, where modes with m > 2 are
+# strong, which began long before the mode m = 2 reached f_lower.
+@pytest.mark.parametrize("masses", [(36, 30), (20, 20), (100, 90)])
+@pytest.mark.parametrize("spin", [0.0, 0.9])
+@pytest.mark.parametrize(("theta_jn", "share"), [(0.3, 4e-3), (np.pi / 2, 8e-3)])
+def test_sixteen_seconds_are_as_good_as_sixty_four(
+    simulator, over_64_seconds, sources, masses, spin, theta_jn, share
+):
+    angles = {"theta_jn": theta_jn, "tilt_1": 0.1, "tilt_2": 0.1}
+    source = binary(sources[0], *masses, a_1=spin, a_2=spin, **angles)
+    assert difference(simulator.signal(source), over_64_seconds.signal(source)) < share
+
+
+def test_the_whole_prior_keeps_its_signals_to_two_percent(simulator, over_64_seconds, sources):
+    """Measured over 250 draws: median 0.09 %, 95 % below 0.7 %, 1.5 % at (25 Msun, q = 0.13)."""
+    shares = [
+        difference(simulator.signal(source), over_64_seconds.signal(source)) for source in sources
+    ]
+    assert max(shares) < 0.02
+    assert np.median(shares) < 0.002
+
+
+def test_the_wrap_around_of_a_stretch_too_short_is_seen(simulator_with, over_64_seconds, sources):
+    short = simulator_with(generation_duration=8.0)
+    light = binary(sources[0], 20, 20)
+    assert difference(short.signal(light), over_64_seconds.signal(light)) > 0.1
+
+
+def test_the_taper_rises_from_f_lower_to_where_it_says(simulator):
+    taper = start_taper(simulator.config.waveform, simulator.config.segment)
+    assert len(taper) == 2 * 16  # from 10 to 12 Hz
+    assert taper[0] == 0
+    assert taper[len(taper) // 2] == pytest.approx(0.5)
+    assert np.all(np.diff(taper) > 0)
+
+
+def test_a_signal_begins_at_f_lower_and_ends_below_the_nyquist_frequency(simulator, sources):
+    config = simulator.config
+    for source in sources[:3]:
+        waves = polarisations(source, config.waveform, config.segment)
+        assert waves.first_bin == config.waveform.f_lower * config.segment.generation_duration
+        last = waves.first_bin + len(waves.plus)
+        assert len(waves.plus) == len(waves.cross)
+        assert last <= config.segment.generation_samples // 2
+        assert np.abs(waves.plus[-1]) > 0
+
+
+def test_component_masses_are_those_of_the_chirp_mass():
+    mass_1, mass_2 = component_masses(30.0, 0.4)
+    assert mass_2 / mass_1 == pytest.approx(0.4)
+    assert (mass_1 * mass_2) ** 0.6 / (mass_1 + mass_2) ** 0.2 == pytest.approx(30.0)
+
+
+def test_a_waveform_that_does_not_exist_is_a_waveform_error(simulator, sources):
+    config = simulator.config
+    with pytest.raises(WaveformError):
+        polarisations(
+            dict(sources[0], chirp_mass=20.0, mass_ratio=1e-5), config.waveform, config.segment
+        )
+
+
+def test_a_binary_too_heavy_for_the_band_is_a_waveform_error(simulator, sources):
+    config = simulator.config
+    with pytest.raises(WaveformError):
+        polarisations(dict(sources[0], chirp_mass=20_000.0), config.waveform, config.segment)
+
+
+def test_another_approximant_gives_another_but_similar_signal(simulator, sources):
+    other = replace(
+        simulator,
+        config=replace(
+            simulator.config, waveform=replace(simulator.config.waveform, approximant="IMRPhenomXP")
+        ),
+    )
+    share = difference(other.signal(sources[1]), simulator.signal(sources[1]))
+    assert 1e-4 < share < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("IMRPhenomQ", "none of that name"),
+        ("SEOBNRv4", "time-domain model"),
+        ("CreateDict", "none of that name"),
+        ("", "none of that name"),
+    ],
+)
+def test_an_approximant_that_cannot_be_used_is_named(name, reason):
+    with pytest.raises(InputError, match=reason):
+        approximant_number(name)

@@ -1,0 +1,348 @@
+import hashlib
+import itertools
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+
+import google_crc32c
+import numpy as np
+import pytest
+
+from storage import dataset as dataset_module
+from storage import open_dataset
+from storage.dataset import (
+    create_dataset,
+    finished_shards,
+    read_manifests,
+    read_parameters,
+    read_schema,
+    remove_partial_files,
+    require_complete,
+    write_shard,
+)
+from storage.encodings import ENCODINGS
+from storage.errors import DamagedDataError, InputError
+
+
+def content(folder):
+    """Every file of a folder with its bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def failing_after(events, count):
+    yield from events[:count]
+    raise RuntimeError("power cut")
+
+
+# Creating
+
+
+def test_the_schema_reads_back_as_it_was_written(build, encoding):
+    data = build(encoding=ENCODINGS[encoding], noisy=False)
+    assert read_schema(data.folder) == data.schema
+
+
+def test_creating_again_from_the_same_facts_changes_nothing(filled):
+    before = content(filled.folder)
+    assert create_dataset(filled.folder, filled.schema, filled.psd) == filled.folder
+    assert content(filled.folder) == before
+
+
+def test_creating_goes_on_where_it_was_interrupted(empty):
+    before = content(empty.folder)
+    for lost in ("zarr.json", "strain/zarr.json"):
+        (empty.folder / lost).unlink()
+    (empty.folder / "zarr.json.partial").write_bytes(b"{")
+    create_dataset(empty.folder, empty.schema, empty.psd)
+    remove_partial_files(empty.folder)
+    assert content(empty.folder) == before
+
+
+@pytest.mark.parametrize("files", range(7))
+def test_a_data_set_whose_creation_was_interrupted_does_not_look_like_one(
+    tmp_path, small, start, monkeypatch, files
+):
+    calls, write_atomically = itertools.count(), dataset_module.write_atomically
+
+    def interrupted(path, data):
+        if next(calls) == files:
+            raise RuntimeError("power cut")
+        return write_atomically(path, data)
+
+    monkeypatch.setattr(dataset_module, "write_atomically", interrupted)
+    with pytest.raises(RuntimeError):
+        start(tmp_path / "events.zarr", small)
+    with pytest.raises(InputError, match="no data set there"):
+        read_schema(tmp_path / "events.zarr")
+    monkeypatch.undo()
+    assert read_schema(start(tmp_path / "events.zarr", small).folder) == small
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"events": 8}, r"\(events: 7 there, 8 asked for\)"),
+        ({"events_per_shard": 4}, r"\(events_per_shard: 3 there, 4 asked for\)"),
+        ({"encoding": ENCODINGS["int8"]}, r"\(encoding: 'float32' there, 'int8' asked for\)"),
+        ({"noisy": False}, r"\(noisy: True there, False asked for\)"),
+        ({"provenance": {"seed": 12}}, r"\(configuration: .* there, None asked for\)"),
+        (
+            {"provenance": {"configuration": {"waveform": {"f_lower": 6.0}}, "seed": 11}},
+            r"\(configuration\.waveform\.f_lower: 5\.0 there, 6\.0 asked for\)",
+        ),
+        ({"samples": 51}, r"\(strain\..*shape: .*50\] there, .*51\] asked for\)"),
+    ],
+)
+def test_another_configuration_is_refused_with_the_key_that_differs(filled, changes, message):
+    before = content(filled.folder)
+    with pytest.raises(InputError, match=message):
+        create_dataset(filled.folder, replace(filled.schema, **changes), filled.psd)
+    assert content(filled.folder) == before
+
+
+def test_another_psd_is_refused(filled):
+    with pytest.raises(InputError, match=r"another configuration \(psd/c/0/0\)"):
+        create_dataset(filled.folder, filled.schema, 2 * filled.psd)
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path, small):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match=r"is not a data set but holds thesis\.tex"):
+        create_dataset(tmp_path, small, np.ones((3, 9)))
+    assert list(content(tmp_path)) == ["thesis.tex"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path, small):
+    (tmp_path / "events.zarr").write_text("x")
+    with pytest.raises(InputError, match="is a file; give the name of a folder"):
+        create_dataset(tmp_path / "events.zarr", small, np.ones((3, 9)))
+
+
+def test_file_urls_are_folders_and_other_schemes_are_refused(filled):
+    assert read_schema(f"file://{filled.folder}") == filled.schema
+    with pytest.raises(InputError, match="s3:// is not supported"):
+        read_schema("s3://bucket/events.zarr")
+
+
+# Writing
+
+
+def test_the_bytes_depend_neither_on_the_order_of_the_shards_nor_on_retries(
+    filled, tmp_path, start, finish
+):
+    other = start(tmp_path / "other.zarr", filled.schema)
+    with pytest.raises(RuntimeError):
+        write_shard(other.folder, other.schema, 1, failing_after(other.events[3:], 2))
+    finish(other, [2, 0])
+    finish(other, [1, 0])
+    assert content(other.folder) == content(filled.folder)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_an_exception_within_a_shard_leaves_nothing_and_a_rerun_completes_it(empty, finish, count):
+    before = content(empty.folder)
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_shard(empty.folder, empty.schema, 0, failing_after(empty.events, count))
+    assert content(empty.folder) == before
+    assert finished_shards(empty.folder, empty.schema) == []
+    finish(empty)
+    assert len(require_complete(empty.folder, empty.schema)) == 3
+
+
+KILLED = """
+import os, pickle, sys
+from storage.dataset import write_shard
+folder, schema, events = pickle.load(sys.stdin.buffer)
+def killed():
+    yield from events[:2]
+    os._exit(9)
+write_shard(folder, schema, 0, killed())
+"""
+
+
+def test_a_killed_writer_leaves_only_partial_files_and_a_rerun_the_same_bytes(
+    filled, tmp_path, start, finish
+):
+    other = start(tmp_path / "other.zarr", filled.schema)
+    before = content(other.folder)
+    given = pickle.dumps((other.folder, other.schema, other.events))
+    assert subprocess.run([sys.executable, "-c", KILLED], input=given).returncode == 9
+    assert content(other.folder).keys() - before.keys() == {"strain/c/0/0/0.partial"}
+    remove_partial_files(other.folder)
+    assert content(other.folder) == before
+    assert content(finish(other).folder) == content(filled.folder)
+
+
+def test_the_manifest_is_written_after_everything_else(empty, finish, monkeypatch):
+    written = []
+
+    def spy(path, data):
+        if path.parent.name == "manifest":
+            written.extend(content(empty.folder))
+            raise RuntimeError("power cut")
+        return write_atomically(path, data)
+
+    write_atomically = dataset_module.write_atomically
+    monkeypatch.setattr(dataset_module, "write_atomically", spy)
+    with pytest.raises(RuntimeError):
+        finish(empty, [0])
+    assert {"strain/c/0/0/0", "parameters/c/0/0", "optimal_snr/c/0/0"} <= set(written)
+    assert finished_shards(empty.folder, empty.schema) == []
+
+
+def test_an_event_that_does_not_fit_leaves_nothing_of_its_shard(tmp_path, small, start, finish):
+    data = start(tmp_path / "events.zarr", replace(small, encoding=ENCODINGS["int8"]))
+    data.events[4].strain[0, 0] = 16.0
+    with pytest.raises(InputError, match="event 4: its peak of 16 sigma does not fit"):
+        finish(data)
+    assert finished_shards(data.folder, data.schema) == [0]
+    assert not (data.folder / "strain/c/1/0/0").exists()
+
+
+@pytest.mark.parametrize("events", [slice(0, 2), slice(0, 4), slice(1, 4)])
+def test_too_few_too_many_or_other_events_leave_no_file(empty, events):
+    before = content(empty.folder)
+    with pytest.raises((ValueError, AssertionError)):
+        write_shard(empty.folder, empty.schema, 0, empty.events[events])
+    assert content(empty.folder) == before
+
+
+def test_a_manifest_holds_the_digests_the_checksums_the_loss_and_the_rejected_draws(build):
+    data = build(encoding=ENCODINGS["int16"])
+    manifests = read_manifests(data.folder, data.schema)
+    assert [(m.shard, m.first_event, m.events) for m in manifests.values()] == [
+        (0, 0, 3),
+        (1, 3, 3),
+        (2, 6, 1),
+    ]
+    for manifest in manifests.values():
+        for path, facts in manifest.files.items():
+            stored = (data.folder / path).read_bytes()
+            assert facts == {"bytes": len(stored), "sha256": hashlib.sha256(stored).hexdigest()}
+        rows = slice(manifest.first_event, manifest.first_event + manifest.events)
+        assert manifest.crc32c == tuple(
+            google_crc32c.value(row.tobytes()) for row in data.codes[rows]
+        )
+        assert manifest.largest_snr_loss == max(
+            data.schema.encoding.snr_loss(event.strain, codes, True)
+            for event, codes in zip(data.events[rows], data.codes[rows], strict=True)
+        )
+        assert manifest.rejected == {"snr below 8": 2}
+    assert (data.folder / "manifest/000002.json").is_file()
+
+
+def test_all_json_files_are_sorted_and_end_with_a_newline(filled):
+    for path in [*filled.folder.rglob("*.json")]:
+        text = path.read_text()
+        assert text == json.dumps(json.loads(text), indent=1, sort_keys=True) + "\n"
+
+
+# Reading
+
+
+def test_open_dataset_decodes_and_labels(build, encoding):
+    data = build(encoding=ENCODINGS[encoding])
+    opened = open_dataset(data.folder)
+    assert opened.sizes == {"event": 7, "detector": 3, "time": 50, "parameter": 3, "frequency": 9}
+    assert opened.strain.dtype == ("float16" if encoding == "float16" else "float32")
+    assert np.array_equal(opened.strain, data.schema.encoding.decode(data.codes))
+    assert np.array_equal(opened.parameters, data.parameters)
+    assert np.array_equal(opened.optimal_snr, data.optimal_snr)
+    assert np.array_equal(opened.psd, data.psd)
+    assert opened.time.values[-1] == 49 / 64
+    assert opened.frequency.values[-1] == 8 * 1.28
+    one = opened.sel(event=5, detector="E2", parameter="psi")
+    assert one.parameters == data.parameters[5, 1]
+    assert np.array_equal(one.strain, data.schema.encoding.decode(data.codes[5, 1]))
+
+
+def test_open_dataset_reads_no_strain_until_it_is_asked_for(filled):
+    opened = open_dataset(filled.folder)
+    for path in filled.folder.glob("strain/c/*/0/0"):
+        path.unlink()
+    assert opened.strain.shape == (7, 3, 50)
+    assert np.isnan(opened.strain[0].values).all()
+
+
+def test_read_parameters_returns_the_whole_table(filled):
+    assert np.array_equal(read_parameters(filled.folder), filled.parameters)
+
+
+def test_a_folder_without_a_data_set_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no data set there"):
+        read_schema(tmp_path)
+    with pytest.raises(InputError, match="no data set there"):
+        open_dataset(tmp_path / "nowhere")
+
+
+def test_a_zarr_group_of_others_is_refused(tmp_path):
+    (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    with pytest.raises(InputError, match="none that strainflow wrote"):
+        read_schema(tmp_path)
+
+
+def test_a_newer_format_is_refused_with_advice(filled):
+    path = filled.folder / "zarr.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(
+        InputError, match=r"version is 2, this .* version 1; install the strainflow"
+    ):
+        open_dataset(filled.folder)
+
+
+def test_a_missing_shard_is_counted(empty, finish):
+    finish(empty, [0, 2])
+    with pytest.raises(DamagedDataError, match="1 of 3 shards are missing; run the same"):
+        require_complete(empty.folder, empty.schema)
+    with pytest.raises(DamagedDataError, match="1 of 3"):
+        open_dataset(empty.folder)
+
+
+FILES = ["strain/c/1/0/0", "parameters/c/1/0", "optimal_snr/c/1/0"]
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_deleted_file_is_named_with_its_events_and_the_mend(filled, path):
+    (filled.folder / path).unlink()
+    with pytest.raises(
+        DamagedDataError, match=rf"{path}: is missing, .* \(shard 1, events 3 to 5\); delete"
+    ):
+        require_complete(filled.folder, filled.schema)
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_truncated_file_is_named(filled, path):
+    data = (filled.folder / path).read_bytes()
+    (filled.folder / path).write_bytes(data[:-1])
+    with pytest.raises(
+        DamagedDataError, match=f"{path}: has {len(data) - 1:,} bytes, {len(data):,} were"
+    ):
+        require_complete(filled.folder, filled.schema)
+
+
+def test_the_advice_of_the_message_mends_the_data_set(filled, finish):
+    before = content(filled.folder)
+    (filled.folder / FILES[0]).unlink()
+    (filled.folder / "manifest/000001.json").unlink()
+    missing = set(range(3)) - set(finished_shards(filled.folder, filled.schema))
+    finish(filled, sorted(missing))
+    assert content(filled.folder) == before
+
+
+@pytest.mark.parametrize("path", ["zarr.json", "strain/zarr.json", "manifest/000000.json"])
+def test_altered_metadata_are_named(filled, path):
+    (filled.folder / path).write_text('{"zarr_form')
+    with pytest.raises(DamagedDataError, match=f"{path}: is not valid JSON"):
+        require_complete(filled.folder, read_schema(filled.folder))
+
+
+def test_missing_metadata_are_named(filled):
+    (filled.folder / "parameters/zarr.json").unlink()
+    with pytest.raises(DamagedDataError, match=r"parameters/zarr\.json: is missing"):
+        read_schema(filled.folder)

@@ -1,0 +1,94 @@
+import json
+
+import pytest
+
+from storage.commands import info
+from storage.dataset import read_manifests
+from storage.errors import InputError
+from storage.info import describe, summary
+
+
+def test_a_complete_data_set_is_described_from_its_metadata(filled):
+    facts = describe(filled.folder)
+    assert facts.complete
+    assert facts.problems == []
+    assert (facts.events, facts.finished_events) == (7, 7)
+    assert (facts.shards, facts.finished_shards, facts.events_per_shard) == (3, 3, 3)
+    assert (facts.encoding, facts.noisy, facts.detectors) == ("float32", True, ("E1", "E2", "E3"))
+    assert facts.bytes_per_event == 3 * 50 * 4
+    assert facts.rejected == {"snr below 8": 6}
+    assert [item["name"] for item in facts.parameters] == ["chirp_mass", "psi", "phase"]
+    assert facts.provenance["seed"] == 11
+
+
+def test_the_bytes_are_those_on_disk(filled):
+    paths = [
+        path for m in read_manifests(filled.folder, filled.schema).values() for path in m.files
+    ]
+    assert len(paths) == 9
+    assert describe(filled.folder).bytes == sum((filled.folder / p).stat().st_size for p in paths)
+
+
+def test_describing_reads_neither_strain_nor_parameters(filled):
+    for path in [*filled.folder.glob("strain/c/*/0/0"), *filled.folder.glob("parameters/c/*/0")]:
+        path.write_bytes(b"x" * path.stat().st_size)
+    assert describe(filled.folder).complete
+
+
+def test_the_summary_says_what_a_reader_wants_to_know(filled):
+    text = summary(describe(filled.folder))
+    for words in (
+        f"{filled.folder}: complete",
+        "7 of 7 in 3 of 3 shards of 3",
+        "E1, E2, E3 x 50 samples at 64 Hz (0.78125 s), signal and noise",
+        "float32, 600 bytes an event, largest SNR loss 0",
+        "draws thrown away: 6 snr below 8",
+        "chirp_mass  Uniform(25, 100)  [Msun]",
+    ):
+        assert words in text
+    assert "problem" not in text
+
+
+def test_an_incomplete_data_set_says_what_is_missing(empty, finish):
+    finish(empty, [1])
+    facts = describe(empty.folder)
+    assert not facts.complete
+    assert (facts.finished_events, facts.finished_shards) == (3, 1)
+    assert "2 of 3 shards are missing" in facts.problems[0]
+    assert f"{empty.folder}: NOT COMPLETE\n  problem: 2 of 3 shards are missing" in summary(facts)
+
+
+def test_a_data_set_without_any_shard_is_described(empty):
+    facts = describe(empty.folder)
+    assert (facts.complete, facts.bytes, facts.largest_snr_loss) == (False, 0, 0.0)
+    assert "0 of 7 in 0 of 3 shards" in summary(facts)
+
+
+def test_every_damaged_shard_is_a_problem_of_its_own(filled):
+    (filled.folder / "strain/c/0/0/0").unlink()
+    path = filled.folder / "parameters/c/2/0"
+    path.write_bytes(path.read_bytes()[:-8])
+    facts = describe(filled.folder)
+    assert not facts.complete
+    assert len(facts.problems) == 2
+    assert "strain/c/0/0/0: is missing" in facts.problems[0]
+    assert "parameters/c/2/0: has 64 bytes, 72 were written" in facts.problems[1]
+    assert all(f"  problem: {problem}" in summary(facts) for problem in facts.problems)
+
+
+@pytest.mark.parametrize(("shards", "code"), [([0, 1, 2], 0), ([0], 1)])
+def test_the_verb_answers_in_words_and_in_json_and_by_its_exit_code(
+    empty, finish, capsys, shards, code
+):
+    finish(empty, shards)
+    assert info(str(empty.folder)) == code
+    assert capsys.readouterr().out.startswith(f"{empty.folder}: ")
+    assert info(str(empty.folder), json=True) == code
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["complete"] is (code == 0)
+    assert facts["finished_shards"] == len(shards)
+
+
+def test_what_is_no_data_set_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no data set there"):
+        describe(tmp_path)

@@ -1,0 +1,183 @@
+"""The same files, read by the tools of both worlds; nothing of ours takes part in the reading."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import dask.array
+import numpy as np
+import pytest
+import webdataset
+import xarray
+import zarr
+
+from storage import open_dataset
+from storage.encodings import ENCODINGS
+
+SHARDS = "strain/c/{0..2}/0/0"
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture
+def data(full_size, encoding):
+    """Five full-size events in three shards, the last one partial."""
+    return full_size(encoding)
+
+
+def step_of(data) -> np.ndarray:
+    """The largest error that the encoding may make in each sample."""
+    if data.schema.encoding.scale_factor is not None:
+        return np.full_like(data.strain, data.schema.encoding.scale_factor / 2)
+    return np.abs(data.strain) * np.finfo(data.schema.encoding.dtype).eps / 2 + 2.0**-25
+
+
+def assert_same_within_the_step(strain, data) -> None:
+    assert np.shape(strain) == data.strain.shape
+    assert np.all(np.abs(np.asarray(strain, float) - data.strain) <= step_of(data))
+
+
+def test_the_comparison_notices_two_steps_in_one_sample(data):
+    strain = data.schema.encoding.decode(data.codes).astype(float)
+    assert_same_within_the_step(strain, data)
+    strain[4, 2, -1] += 4 * step_of(data)[4, 2, -1]
+    with pytest.raises(AssertionError):
+        assert_same_within_the_step(strain, data)
+
+
+def test_zarr_python_reads_the_stored_numbers(data):
+    group = zarr.open_group(data.folder, mode="r")
+    for number in range(5):
+        assert np.array_equal(group["strain"][number], data.codes[number])
+    assert np.array_equal(group["strain"][1:4, 2, 100:300], data.codes[1:4, 2, 100:300])
+    assert np.array_equal(group["parameters"][:], data.parameters)
+    assert np.array_equal(group["optimal_snr"][:], data.optimal_snr)
+    assert np.array_equal(group["psd"][:], data.psd)
+    assert_same_within_the_step(
+        group["strain"][:] * (data.schema.encoding.scale_factor or 1.0), data
+    )
+
+
+def test_zarr_python_lists_the_whole_hierarchy(data):
+    members = dict(zarr.open_group(data.folder, mode="r").members(max_depth=None))
+    assert members.keys() == {"manifest", "strain", "parameters", "optimal_snr", "psd"}
+    assert members["strain"].shards == (2, 3, 65_536)
+    assert members["strain"].chunks == (1, 3, 65_536)
+
+
+@pytest.mark.parametrize("options", [{}, {"consolidated": False}, {"chunks": None}])
+def test_xarray_decodes_it_by_the_cf_conventions(data, options):
+    opened = xarray.open_zarr(data.folder, **options)
+    assert opened.strain.dims == ("event", "detector", "time")
+    assert_same_within_the_step(opened.strain.values, data)
+    assert np.array_equal(opened.parameters, data.parameters)
+    assert opened.strain.attrs["detectors"] == ["E1", "E2", "E3"]
+
+
+def test_dask_reads_one_event_a_chunk(data):
+    strain = dask.array.from_zarr(str(data.folder), component="strain")
+    assert strain.chunksize == (1, 3, 65_536)
+    assert np.array_equal(strain.compute(scheduler="sync"), data.codes)
+
+
+def test_our_own_reader_agrees_with_xarray(data):
+    ours, plain = open_dataset(data.folder), xarray.open_zarr(data.folder)
+    assert np.array_equal(ours.strain, plain.strain)
+
+
+def test_a_missing_shard_is_nan_and_not_silence(build, encoding):
+    data = build(encoding=ENCODINGS[encoding])
+    for name in ("strain/c/1/0/0", "parameters/c/1/0", "optimal_snr/c/1/0"):
+        (data.folder / name).unlink()
+    opened = xarray.open_zarr(data.folder)
+    for variable in (opened.strain, opened.parameters, opened.optimal_snr):
+        missing = variable.isnull().values.reshape(7, -1)
+        assert missing[3:6].all()
+        assert not missing[[0, 1, 2, 6]].any()
+
+
+# Without site: what is installed with a .pth file, as this project in development, is not there.
+STOCK_WEBDATASET = f"""
+import importlib.util, json, sys
+sys.path.append(sys.argv[1])
+import numpy as np
+import webdataset as wds
+assert importlib.util.find_spec("storage") is None, "our packages are within reach"
+for folder in sys.argv[2:]:
+    samples = list(wds.WebDataset(folder + "/{SHARDS}", shardshuffle=False).decode())
+    np.savez(
+        folder + ".npz",
+        strain=np.stack([sample["strain.npy"] for sample in samples]),
+        facts=json.dumps([sample["json"] for sample in samples]),
+        keys=[sample["__key__"] for sample in samples],
+    )
+assert "storage" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def stock_webdataset(full_size):
+    """What a bare webdataset, in a process of its own, reads from all the full-size data sets."""
+    folders = {name: full_size(name).folder for name in ENCODINGS}
+    packages = Path(webdataset.__file__).parents[1]
+    command = [sys.executable, "-I", "-S", "-c", STOCK_WEBDATASET, packages, *folders.values()]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {name: np.load(f"{folder}.npz") for name, folder in folders.items()}
+
+
+def test_stock_webdataset_reads_every_event_of_every_shard(data, encoding, stock_webdataset):
+    read = stock_webdataset[encoding]
+    assert read["keys"].tolist() == [f"{number:09d}" for number in range(5)]
+    assert read["strain"].dtype == data.schema.encoding.dtype
+    assert np.array_equal(read["strain"], data.codes)
+    facts = json.loads(str(read["facts"]))
+    assert_same_within_the_step(
+        np.stack([s * f["scale_factor"] for s, f in zip(read["strain"], facts, strict=True)]), data
+    )
+    for number, found in enumerate(facts):
+        assert found["event"] == number
+        assert found["detectors"] == ["E1", "E2", "E3"]
+        assert found["sample_rate"] == 8192.0
+        names = data.schema.parameter_names
+        assert found["parameters"] == dict(zip(names, data.parameters[number], strict=True))
+        assert found["optimal_snr"] == data.optimal_snr[number].tolist()
+
+
+def tar(*arguments) -> bytes:
+    done = subprocess.run(
+        ["tar", *map(str, arguments)],
+        capture_output=True,
+        env={**os.environ, "LC_ALL": "C", "TZ": "UTC"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout
+
+
+def test_gnu_tar_lists_and_extracts_it_without_a_complaint(data):
+    last = data.folder / "strain/c/2/0/0"
+    size = 512 + data.strain[0].size * data.schema.encoding.dtype.itemsize
+    listed = [line.split() for line in tar("-tvf", last).decode().splitlines()]
+    assert [line[-1] for line in listed] == ["000000004.json", "000000004.strain.npy"]
+    assert listed[1][:4] == ["-rw-r--r--", "0/0", str(size), "1970-01-01"]
+    array = np.load(io.BytesIO(tar("-xOf", last, "000000004.strain.npy")), allow_pickle=False)
+    assert np.array_equal(array, data.codes[4])
+    assert json.loads(tar("-xOf", last, "000000004.json"))["event"] == 4
+    assert len(tar("-tf", data.folder / "strain/c/0/0/0").split()) == 4
+
+
+def test_a_payload_can_be_mapped_into_memory_at_the_offset_in_the_index(data):
+    shard = data.folder / "strain/c/1/0/0"
+    entries = np.frombuffer(shard.read_bytes()[-36:-4], "<u8").reshape(2, 2)
+    for number, (offset, _) in zip((2, 3), entries, strict=True):
+        mapped = np.memmap(shard, data.schema.encoding.dtype, "r", int(offset), (3, 65_536))
+        assert np.array_equal(mapped, data.codes[number])
