@@ -160,10 +160,12 @@ def _build(kind: type[Config], values: Namespace) -> Config:
 
 def _find_recipe(words: Sequence[str]) -> list[str]:
     """Let `--config pipeline/recipes/NAME.yaml` mean the installed one where no such file is."""
-    found = list(words)
-    for index, word in enumerate(words[:-1]):
-        installed = Path(__file__).parent / words[index + 1]
-        if word == "--config" and not Path(words[index + 1]).exists() and installed.is_file():
+    found: list[str] = []
+    for word in words:
+        found += ["--config", word[9:]] if word.startswith("--config=") else [word]
+    for index, word in enumerate(found[:-1]):
+        installed = Path(__file__).parent / found[index + 1]
+        if word == "--config" and not Path(found[index + 1]).exists() and installed.is_file():
             found[index + 1] = str(installed)
     return found
 

@@ -11,6 +11,7 @@ The checkpoint is written whole or not at all, and everything random in a run is
 import csv
 import io
 import math
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from storage.files import write_atomically
 
 FORMAT_VERSION = 1
 CONFIG, CHECKPOINT, HISTORY = "config.yaml", "checkpoint.pt", "history.csv"
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,14 @@ def restore(run: str | Path, device: str = "cpu") -> Checkpoint:
             "`strainflow train` made"
         )
     try:
+        _refuse_altered_bytes(path)
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise DamagedDataError(
             f"{path}: cannot be read, the file is damaged ({type(error).__name__}); delete the "
             "folder and train again"
         ) from None
-    if content.pop("format_version") != FORMAT_VERSION:
+    if not isinstance(content, dict) or content.pop("format_version", None) != FORMAT_VERSION:
         raise InputError(f"{path}: is of another format version; use the strainflow that wrote it")
     facts = content.pop("facts")
     facts["detectors"] = tuple(facts["detectors"])
@@ -102,6 +105,13 @@ def restore(run: str | Path, device: str = "cpu") -> Checkpoint:
         theta=ParameterMap.from_dict(content.pop("theta")),
         **content,
     )
+
+
+def _refuse_altered_bytes(path: Path) -> None:
+    """Compare the checksums in the archive that a checkpoint is; torch does not."""
+    with zipfile.ZipFile(path) as archive:
+        if name := archive.testzip():
+            raise zipfile.BadZipFile(name)
 
 
 def load(run: str | Path, device: str = "auto") -> Estimator:
@@ -125,9 +135,11 @@ def choose_device(name: str) -> torch.device:
     """Resolve `auto`; refuse a GPU that is not there.
 
     Raises:
-        InputError: CUDA was asked for and is not available.
+        InputError: It is no device, or CUDA was asked for and is not available.
     """
     available = torch.cuda.is_available()
+    if name not in DEVICES:
+        raise InputError(f"device: got {name!r}, known are {', '.join(DEVICES)}")
     if name == "cuda" and not available:
         raise InputError(
             "device: cuda was asked for, but this PyTorch sees no GPU; use cpu or auto"
@@ -190,7 +202,11 @@ def config_from_dict(document: dict[str, Any]) -> TrainConfig:
     return parser.instantiate(parser.parse_object({"config": document})).config  # type: ignore[no-any-return]
 
 
+def config_to_bytes(config: TrainConfig) -> bytes:
+    """The content of a run's configuration file."""
+    return yaml.safe_dump(config_to_dict(config), sort_keys=False).encode()
+
+
 def write_config(run: Path, config: TrainConfig) -> None:
     """Write the resolved configuration beside the weights."""
-    text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
-    write_atomically(run / CONFIG, text.encode())
+    write_atomically(run / CONFIG, config_to_bytes(config))

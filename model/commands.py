@@ -85,7 +85,7 @@ def diagnose(
     Args:
         results: Folder of the posterior files.
         out: Folder of the pictures.
-        level: Of the tests: a good posterior fails them with this probability.
+        level: Of the test: good posteriors fail it with this probability.
         corners: How many corner plots to draw.
         json: Print the verdict as JSON.
     """

@@ -2,15 +2,17 @@
 
 Not covered yet: SBC, TARP, sky modes, reweighted samples.
 
-Source: arXiv:0804.1561 and arXiv:1409.7215 section VI (P-P plots of credible levels).
+Source: arXiv:0804.1561 and arXiv:1409.7215 section VI (P-P plots of credible levels);
+arXiv:1808.09011 (one p-value from dependent ones).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import combine_pvalues, kstest
+from scipy.stats import cauchy, kstest
 
 from model.plots import plot_corner, plot_pp
 from storage.arrays import Array
@@ -19,6 +21,7 @@ from storage.progress import progress_bar
 from storage.results import Posterior, read_posterior, result_files
 
 FEWEST_EVENTS = 20  # below, the P-P test says nothing
+LARGEST_P_VALUE = 0.99  # so that one parameter that fits too well hides no other
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,10 @@ class Diagnosis:
     """The verdict.
 
     Attributes:
-        calibrated: Whether no test is failed.
+        calibrated: Whether the combined p-value reaches the level.
         events: How many were looked at.
-        combined_p_value: Of all parameters, by Fisher's method.
-        smallest_allowed: What each parameter's p-value must not fall below.
+        combined_p_value: Of all parameters together.
+        level: What the combined p-value must not fall below.
         checks: One a parameter.
         pictures: Where they lie.
     """
@@ -54,7 +57,7 @@ class Diagnosis:
     calibrated: bool
     events: int
     combined_p_value: float
-    smallest_allowed: float
+    level: float
     checks: tuple[ParameterCheck, ...]
     pictures: tuple[str, ...]
 
@@ -67,11 +70,11 @@ def diagnose(
     Args:
         results: Folder of the posterior files.
         out: Folder of the pictures.
-        level: Of the tests: a good posterior fails them with this probability.
+        level: Of the test: good posteriors fail it with this probability.
         corners: How many corner plots to draw.
 
     Raises:
-        InputError: There are too few results, or they lack the truth.
+        InputError: There are too few results, they lack the truth, or are not of one run.
         DamagedDataError: A file is damaged.
     """
     if not 0 < level < 1:
@@ -82,16 +85,20 @@ def diagnose(
             f"{results}: {len(files)} events, at least {FEWEST_EVENTS} are needed for a P-P test; "
             "sample more"
         )
-    statistics = []
+    first, statistics = read_posterior(files[0]), []
     with progress_bar(len(files), "event") as bar:
         for path in files:
-            statistics.append(_statistics(read_posterior(path)))
+            posterior = read_posterior(path)
+            if posterior.names != first.names:
+                raise InputError(
+                    f"{path}: infers {', '.join(posterior.names)}, {files[0].name} infers "
+                    f"{', '.join(first.names)}; give results of one run"
+                )
+            statistics.append(_statistics(posterior))
             bar.update()
-    first = read_posterior(files[0])
     ranks, means, widths, truths = (np.array(column) for column in zip(*statistics, strict=True))
     p_values = [float(kstest(column, "uniform").pvalue) for column in ranks.T]
-    combined = float(combine_pvalues(p_values).pvalue)
-    smallest = level / len(p_values)
+    combined = _combine(p_values)
     checks = tuple(
         ParameterCheck(
             name=name,
@@ -107,10 +114,10 @@ def diagnose(
         posterior = read_posterior(path)
         pictures.append(plot_corner(posterior, folder / f"corner_{posterior.event:09d}.png"))
     return Diagnosis(
-        calibrated=min(p_values) >= smallest and combined >= level,
+        calibrated=combined >= level,
         events=len(files),
         combined_p_value=combined,
-        smallest_allowed=smallest,
+        level=level,
         checks=checks,
         pictures=tuple(str(path) for path in pictures),
     )
@@ -124,13 +131,20 @@ def summary(diagnosis: Diagnosis) -> str:
         f"than the prior   bias {check.bias:+.2f} sigma"
         for check in diagnosis.checks
     ]
-    lines.append(
-        f"  combined p = {diagnosis.combined_p_value:.3f}; each must reach "
-        f"{diagnosis.smallest_allowed:.4f}"
-    )
+    lines.append(f"  combined p = {diagnosis.combined_p_value:.3f}; must reach {diagnosis.level:g}")
     lines += [f"  picture {path}" for path in diagnosis.pictures]
     verdict = "the P-P test is passed" if diagnosis.calibrated else "NOT CALIBRATED"
     return "\n".join([*lines, f"verdict: {verdict}"])
+
+
+def _combine(p_values: Sequence[float]) -> float:
+    """One p-value of the parameters' ones, which need not be independent: the Cauchy combination.
+
+    Fisher's method takes them for independent: of 15 strongly correlated parameters it refuses a
+    good posterior with a probability of 21 % at a level of 5 %.
+    """
+    capped = np.minimum(p_values, LARGEST_P_VALUE)
+    return float(cauchy.sf(np.tan((0.5 - capped) * np.pi).mean()))
 
 
 def _statistics(posterior: Posterior) -> tuple[Float[Array, "parameter"], ...]:

@@ -46,11 +46,11 @@ class FoldedResNet(nn.Module):
 
     Args:
         detectors: Number of detectors, the image's channels.
-        samples: Time samples of an event in each detector; a square number.
+        samples: Time samples of an event in each detector; the square of a multiple of 8.
         config: Widths and depths.
 
     Raises:
-        InputError: The series cannot be folded to a square.
+        InputError: The series cannot be folded to a square that the patches fill.
     """
 
     PATCH = (4, 8)
@@ -58,10 +58,11 @@ class FoldedResNet(nn.Module):
     def __init__(self, detectors: int, samples: int, config: EmbeddingConfig) -> None:
         super().__init__()
         self.side = math.isqrt(samples)
-        if self.side**2 != samples:
+        if self.side**2 != samples or self.side % max(self.PATCH):
             raise InputError(
-                f"embedding.kind: folded-resnet folds a series to a square, {samples} samples are "
-                "none; choose duration and sample rate so that their product is a square"
+                f"embedding.kind: folded-resnet folds a series to a square whose side is a "
+                f"multiple of {max(self.PATCH)}, {samples} samples are none; choose duration and "
+                "sample rate so that their product is one, such as 65536"
             )
         first = config.channels[0]
         stages: list[nn.Module] = [

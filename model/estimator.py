@@ -15,6 +15,7 @@ from model.embedding import make_embedding
 from model.flow import ConditionalFlow
 from model.parameters import ParameterMap
 from model.preprocess import Preprocess
+from storage.errors import InputError
 from storage.schema import Schema
 
 ROWS_AT_ONCE = 2**17  # samples in one pass of the flow, which bounds its memory
@@ -42,7 +43,16 @@ class DataFacts:
 
     @classmethod
     def of(cls, schema: Schema) -> "DataFacts":
-        """Gather them from a data set."""
+        """Gather them from a data set.
+
+        Raises:
+            InputError: It does not say where the analysis band begins.
+        """
+        if "band" not in schema.provenance:
+            raise InputError(
+                "data: its zarr.json does not say where the analysis band begins (band); simulate "
+                "it with this strainflow"
+            )
         return cls(
             detectors=schema.detectors,
             samples=schema.samples,
@@ -105,7 +115,7 @@ class Estimator(nn.Module):
             strain: Whitened strain [sigma].
         """
         theta = torch.as_tensor(theta, dtype=torch.float64, device=self.device)
-        condition = self.embedding(torch.as_tensor(strain, device=self.device))
+        condition = self._conditions(strain)
         values, jacobian = self.theta.to_flow(theta)
         samples = theta.shape[1]
         rows = condition.repeat_interleave(samples, 0)
@@ -130,13 +140,20 @@ class Estimator(nn.Module):
         Returns:
             Theta in the order of `theta.names` and the data set's units, and its log density.
         """
-        conditions = self.embedding(torch.as_tensor(strain, device=self.device))
+        conditions = self._conditions(strain)
         drawn = [
             self._sample_one(condition, n, seed)
             for condition, seed in zip(conditions, seeds or range(len(conditions)), strict=True)
         ]
         theta, log_prob = zip(*drawn, strict=True)
         return torch.stack(theta), torch.stack(log_prob)
+
+    def _conditions(
+        self, strain: Float[Tensor, "event detector time"]
+    ) -> Float[Tensor, "event condition"]:
+        """The condition of each event, one by one: in a batch, rounding depends on its size."""
+        strain = torch.as_tensor(strain, dtype=torch.float32, device=self.device)
+        return torch.cat([self.embedding(event) for event in strain.split(1)])
 
     def _sample_one(
         self, condition: Float[Tensor, "condition"], n: int, seed: int

@@ -33,7 +33,7 @@ class ConditionalFlow(nn.Module):
         super().__init__()
         layers: list[Transform] = []
         for number in range(config.transforms):
-            if number:
+            if number and number % 2 == 0:  # a pair of layers transforms every value once
                 layers.append(RandomPermutation(features))
             layers.append(_coupling(features, condition, config, first=number % 2))
         self.transform = CompositeTransform(layers)

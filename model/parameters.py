@@ -54,7 +54,8 @@ class ParameterMap:
             values: The data set's table.
 
         Raises:
-            InputError: A name is not known or fixed, or fewer than two are left.
+            InputError: A name is not known or fixed, fewer than two are left, a prior has a bound
+                on one side only, or the training events all have the same value.
         """
         known = {parameter.name: column for column, parameter in enumerate(parameters)}
         chosen = tuple(names) or tuple(item.name for item in parameters if not item.fixed)
@@ -68,12 +69,24 @@ class ParameterMap:
                 f"parameters: {', '.join(chosen) or 'none'}: the coupling flow needs at least two"
             )
         ends = [parameters[known[name]] for name in chosen]
+        for item in ends:
+            if (item.minimum is None) != (item.maximum is None):
+                raise InputError(
+                    f"parameters: the prior of {item.name} ({item.prior}) has a bound on one side "
+                    "only; give it none or two"
+                )
         minimum = tuple(-math.inf if item.minimum is None else item.minimum for item in ends)
         maximum = tuple(math.inf if item.maximum is None else item.maximum for item in ends)
         unit = (0.0,) * len(chosen), (1.0,) * len(chosen)
         unscaled = cls(chosen, minimum, maximum, *unit)
         unbounded = unscaled.to_flow(values.double()[:, [known[name] for name in chosen]])[0]
-        mean, std = unbounded.mean(0).tolist(), unbounded.std(0).tolist()
+        mean, std = unbounded.mean(0).tolist(), unbounded.std(0, correction=0).tolist()
+        for name, spread in zip(chosen, std, strict=True):
+            if not spread > 0:
+                raise InputError(
+                    f"parameters: {name} has one value in all {len(values)} training events; "
+                    "simulate more events, or leave it out"
+                )
         return cls(chosen, minimum, maximum, tuple(mean), tuple(std))
 
     def to_flow(
@@ -107,8 +120,8 @@ class ParameterMap:
         width = maximum - minimum
         bounded = torch.isfinite(width)
         unbounded = values * std + mean
-        inside = torch.where(bounded, minimum + width * torch.special.ndtr(unbounded), 0.0)
-        theta = torch.where(bounded, inside, unbounded)
+        inside = torch.where(bounded, minimum + width * torch.special.ndtr(unbounded), unbounded)
+        theta = inside.clamp(minimum, maximum)  # rounding can carry a share of one beyond
         slope = torch.where(bounded, -_log_normal(unbounded) - torch.log(width), 0.0)
         return theta, (slope - torch.log(std)).sum(-1)
 

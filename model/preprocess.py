@@ -56,4 +56,4 @@ class Preprocess(nn.Module):
         if generator is None:
             return strain
         events, detectors, _ = strain.shape
-        return strain.add_(self.noise(events, detectors, generator))
+        return self.noise(events, detectors, generator).add_(strain)

@@ -17,6 +17,7 @@ from storage.dataset import read_optimal_snr, read_schema
 from storage.errors import InputError
 from storage.progress import progress_bar
 from storage.results import (
+    SUFFIX,
     Posterior,
     parse_range,
     read_posterior,
@@ -50,6 +51,8 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise InputError(f"samples: got {self.samples}, at least 1 is needed")
+        if self.seed < 0:
+            raise InputError(f"seed: got {self.seed}, at least 0 is needed")
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,9 @@ class _Sampler:
         return drawn
 
     def _seed(self, event: int, purpose: str) -> int:
-        key = (self._config.seed, int(event), purpose == "noise")
-        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) % 2**63
+        key = (int(event), purpose == "noise")
+        sequence = np.random.SeedSequence(self._config.seed, spawn_key=key)
+        return int(sequence.generate_state(1, np.uint64)[0]) % 2**63
 
 
 def _refuse_other_data(
@@ -188,7 +192,7 @@ def _refuse_other_data(
 
 def _refuse_other_results(folder: Path, provenance: dict[str, object]) -> None:
     """Refuse to mix results of different runs, data or seeds in one folder."""
-    if not any(folder.glob("event_*")):
+    if not any(folder.glob(f"event_*{SUFFIX}")):
         return
     there = read_posterior(result_files(folder)[0]).provenance
     for name, value in provenance.items():

@@ -176,11 +176,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(config, self.step, self.total)
         loss = self.loss(batch, TRAINING, self.step).mean()
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"{self.run}: the loss became {loss.item()} at step {self.step}; lower "
-                "optimiser.learning_rate and train again into another --out"
-            )
+        self._refuse_not_finite(loss.item())
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.estimator.parameters(), config.largest_gradient)
@@ -230,11 +226,19 @@ class Trainer:
         run_folder.save(self.run, state)
         self.clock.saved()
 
+    def _refuse_not_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise InputError(
+                f"{self.run}: the loss became {loss} at step {self.step}; lower "
+                "optimiser.learning_rate and train again into another --out"
+            )
+
     def _record(self, loss: float, bar: "Bar") -> None:
         """Note the loss, every so often; at the end of an epoch with that of validation."""
         end_of_epoch = self.step % len(self.training) == 0
         if end_of_epoch:
             self.validation_loss = self.validate()
+            self._refuse_not_finite(self.validation_loss)
         if end_of_epoch or self.step % max(1, self.total // HISTORY_ENTRIES) == 0:
             self.history.add(
                 step=self.step,
@@ -348,8 +352,7 @@ def _refuse_other_run(
     if not (run / run_folder.CHECKPOINT).exists():
         if run.is_file():
             raise InputError(f"{run}: is a file; give the name of a folder to create")
-        if run.is_dir() and any(run.iterdir()) and not (run / run_folder.CONFIG).exists():
-            raise InputError(f"{run}: is no run but not empty; give a new or an empty folder")
+        _refuse_foreign_folder(config, run)
         return None
     checkpoint = run_folder.restore(run)
     if checkpoint.config != config:
@@ -364,6 +367,20 @@ def _refuse_other_run(
     return checkpoint
 
 
+def _refuse_foreign_folder(config: TrainConfig, run: Path) -> None:
+    """Accept what a run of this configuration that died before its first checkpoint left."""
+    ours = {run_folder.CONFIG, run_folder.HISTORY}
+    partial = {f"{name}.partial" for name in (*ours, run_folder.CHECKPOINT)}
+    entries = {path.name for path in run.iterdir()} if run.is_dir() else set()
+    if foreign := sorted(entries - ours - partial):
+        raise InputError(f"{run}: is no run but holds {foreign[0]}; give a new or an empty folder")
+    path = run / run_folder.CONFIG
+    if path.exists() and path.read_bytes() != run_folder.config_to_bytes(config):
+        raise InputError(
+            f"{run}: holds the {run_folder.CONFIG} of something else; give a new or an empty folder"
+        )
+
+
 def _new_estimator(config: TrainConfig, data: str | Path, training: EventStream) -> Estimator:
     values = torch.from_numpy(read_parameters(data)[: training.events])
     theta = ParameterMap.fit(training.schema.parameters, config.parameters, values)
@@ -373,7 +390,8 @@ def _new_estimator(config: TrainConfig, data: str | Path, training: EventStream)
 
 def _generator(device: torch.device, *key: int) -> torch.Generator:
     """A generator of random numbers that is a function of its key."""
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    sequence = np.random.SeedSequence(key[0], spawn_key=key[1:])
+    seed = int(sequence.generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(seed % 2**63)
 
 

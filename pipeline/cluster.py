@@ -1,6 +1,7 @@
 """Where Dask's workers come from. Not covered yet: batch systems and existing schedulers."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from storage.errors import InputError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Worker
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class ClusterConfig:
         return self.workers or len(os.sched_getaffinity(0))
 
 
+def dask_setup(worker: "Worker") -> None:
+    """Leave Ctrl-C to the process that started the worker; Dask calls this in each worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @contextmanager
 def _local(config: ClusterConfig) -> Iterator["Client"]:
     from distributed import Client, LocalCluster
@@ -46,6 +52,7 @@ def _local(config: ClusterConfig) -> Iterator["Client"]:
             threads_per_worker=1,
             processes=True,
             dashboard_address="127.0.0.1:0",
+            preload=__name__,
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -153,11 +153,37 @@ class Whitening:
         """
         detectors, samples = len(self.psd), self.segment.samples
         first = round(self.f_lower * self.segment.duration)
+        spectrum = _complex_normal(generator, (detectors, samples // 2 - first))
         # Real and imaginary parts of variance samples/2 give a unit variance over the full band.
-        shape = (detectors, 2 * (samples // 2 - first))
-        parts = generator.standard_normal(shape, np.float32)
-        parts *= np.float32(np.sqrt(samples / 2))
-        return _to_time(parts.view(np.complex64), first, samples)
+        spectrum *= np.float32(np.sqrt(samples / 2))
+        return _to_time(spectrum, first, samples)
+
+
+def _complex_normal(
+    generator: np.random.Generator, shape: tuple[int, int]
+) -> Complex[Array, "detector frequency"]:
+    """Complex numbers whose real and imaginary parts are standard normal, complex64.
+
+    A Rayleigh amplitude and a uniform phase, 32 random bits each: two thirds of the time of numpy's
+    `standard_normal`, which is a tenth of a whole event. The amplitude ends at 6.8, beyond which lies
+    one bin in 10^10.
+
+    Source: G. Box, M. Muller, Ann. Math. Statist. 29 (1958) 610.
+    """
+    bins = shape[1]
+    bits = generator.integers(0, 2**64 - 1, shape, np.uint64, endpoint=True).view(np.uint32)
+    numbers = bits.astype(np.float32)
+    amplitude, phase = numbers[:, :bins], numbers[:, bins:]
+    amplitude += np.float32(0.5)  # never the logarithm of zero
+    amplitude *= np.float32(2.0**-32)
+    np.log(amplitude, out=amplitude)
+    amplitude *= np.float32(-2)
+    np.sqrt(amplitude, out=amplitude)
+    phase *= np.float32(2 * np.pi * 2.0**-32)
+    normal = np.empty(shape, np.complex64)
+    np.multiply(amplitude, np.cos(phase), out=normal.real)
+    np.multiply(amplitude, np.sin(phase), out=normal.imag)
+    return normal
 
 
 def _to_time(

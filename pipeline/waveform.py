@@ -111,11 +111,10 @@ def polarisations(
         raise WaveformError(str(error)) from None
     plus, cross = plus.data.data, cross.data.data
     first = round(waveform.f_lower * segment.generation_duration)
-    present = np.flatnonzero(plus.real[first:])
-    last = first + int(present[-1]) + 1 if len(present) else first
+    last = len(plus) - int(np.argmax(plus.real[::-1] != 0))  # LAL fills up with zeros
     last = min(last, segment.generation_samples // 2)  # without the Nyquist bin
     plus, cross = plus[first:last].copy(), cross[first:last].copy()
-    if not len(plus) or not np.isfinite(plus.sum() + cross.sum()):
+    if not plus.any() or not np.isfinite(plus.sum() + cross.sum()):
         raise WaveformError("the signal is empty or not finite")
     taper = start_taper(waveform, segment)[: len(plus)]
     plus[: len(taper)] *= taper

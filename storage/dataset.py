@@ -140,6 +140,7 @@ def read_schema(url: str | Path) -> Schema:
 
     Raises:
         InputError: There is no data set of ours.
+        DamagedDataError: Its metadata were altered.
     """
     folder = local_folder(url)
     if not (folder / GROUP_METADATA).is_file():
@@ -153,16 +154,31 @@ def read_schema(url: str | Path) -> Schema:
             documents[f"{name}/zarr.json"] = _read_json(folder / name / "zarr.json")
     else:
         documents |= {f"{name}/zarr.json": {} for name in ARRAYS}
-    return schema_from_metadata(documents, str(folder))
+    try:
+        return schema_from_metadata(documents, str(folder))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DamagedDataError(
+            f"{folder}: its metadata were altered ({error} is missing or wrong)"
+        ) from None
 
 
 def read_manifests(folder: Path, schema: Schema) -> dict[int, Manifest]:
-    """Read the manifest of every finished shard, by its number."""
+    """Read the manifest of every finished shard, by its number.
+
+    Raises:
+        DamagedDataError: One of them was altered.
+    """
     manifests = {}
     for shard in finished_shards(folder, schema):
-        content = _read_json(_manifest_path(folder, shard))
-        content["crc32c"] = tuple(content["crc32c"])
-        manifests[shard] = Manifest(**content)
+        path = _manifest_path(folder, shard)
+        try:
+            content = _read_json(path)
+            manifests[shard] = Manifest(**content | {"crc32c": tuple(content["crc32c"])})
+        except (DamagedDataError, KeyError, TypeError):
+            raise DamagedDataError(
+                f"{path}: is not a manifest any more, so it was altered; delete it and run the "
+                "same `strainflow simulate` again to restore its shard"
+            ) from None
     return manifests
 
 
@@ -330,7 +346,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DamagedDataError(f"{path}: is missing") from None
     except ValueError:
         raise DamagedDataError(f"{path}: is not valid JSON, so it was altered") from None
-    assert isinstance(content, dict), f"{path}: not an object"
+    if not isinstance(content, dict):
+        raise DamagedDataError(f"{path}: is not a JSON object, so it was altered")
     return content
 
 

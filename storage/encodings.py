@@ -55,7 +55,7 @@ class Encoding:
         Raises:
             InputError: The strain is not finite, or its peak exceeds what the encoding can hold.
         """
-        peak = float(np.abs(strain).max())
+        peak = float(max(strain.max(), -strain.min()))
         if not peak <= self.limit:  # also where the peak is NaN
             raise InputError(
                 f"event {event}: its peak of {peak:.4g} sigma does not fit the encoding "

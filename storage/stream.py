@@ -55,9 +55,10 @@ class EventStream(IterableDataset):
     """Iterates over one epoch (or what is left of it) of a data set in batches.
 
     Every event of the chosen range is delivered exactly once an epoch over all ranks; each rank
-    gets the same number of batches, the last ones perhaps smaller. `state_dict` holds (seed,
-    epoch, position), where position counts the events delivered over all ranks: a run can be
-    resumed in mid-epoch with another number of ranks, batch size or threads.
+    gets the same number of batches, the last ones perhaps smaller, or empty where fewer events than
+    ranks are left. `state_dict` holds (seed, epoch, position), where position counts the events
+    delivered over all ranks: a run can be resumed in mid-epoch with another number of ranks, batch
+    size or threads.
 
     Composes with webdataset: `wds.DataPipeline(stream, ...)`, `wds.WebLoader(stream,
     batch_size=None)`.

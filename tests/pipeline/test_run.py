@@ -174,7 +174,7 @@ def wait_for(path_pattern, folder, run):
 
 
 def workers_of(process):
-    """The process ids of Dask's workers, the youngest descendants that run Python code of Dask."""
+    """The process ids of Dask's workers, which are children of the run."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -220,7 +220,7 @@ def test_an_interrupted_run_says_so_and_keeps_what_is_finished(folders, by_one_w
     run = start_run(out, "--cluster.workers=1")
     try:
         wait_for("manifest/0*.json", out, run)
-        os.kill(run.pid, signal.SIGINT)
+        os.killpg(run.pid, signal.SIGINT)  # as Ctrl-C in a terminal does: to the workers too
         _, errors = run.communicate(timeout=PATIENCE)
     finally:
         run.kill()

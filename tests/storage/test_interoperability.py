@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import warnings
 from pathlib import Path
 
 import dask.array
+import google_crc32c
 import numpy as np
 import pytest
 import webdataset
@@ -16,9 +18,12 @@ import xarray
 import zarr
 
 from storage import open_dataset
+from storage.dataset import shard_layout
 from storage.encodings import ENCODINGS
+from storage.schema import Parameter
 
 SHARDS = "strain/c/{0..2}/0/0"
+SPECIFICATION = Path(__file__).parents[2] / "storage/FORMAT.md"
 
 
 @pytest.fixture(autouse=True)
@@ -181,3 +186,110 @@ def test_a_payload_can_be_mapped_into_memory_at_the_offset_in_the_index(data):
     for number, (offset, _) in zip((2, 3), entries, strict=True):
         mapped = np.memmap(shard, data.schema.encoding.dtype, "r", int(offset), (3, 65_536))
         assert np.array_equal(mapped, data.codes[number])
+
+
+def test_the_example_of_the_specification_is_a_real_file(build):
+    two = ("chirp_mass", "Msun", "Uniform(25, 100)", 25.0, 100.0), ("ra", "rad", "0", 0.0, 0.0)
+    data = build(
+        events=5,
+        events_per_shard=2,
+        samples=65_536,
+        sample_rate=8192.0,
+        parameters=tuple(Parameter(*column) for column in two),
+    )
+    shard = data.folder / "strain/c/0/0/0"
+    stored = shard.read_bytes()
+    with tarfile.open(shard) as archive:
+        members = archive.getmembers()
+    cells = {f"{member.offset:,} | 512" for member in members}
+    cells |= {f"{member.offset_data:,} | {member.size:,}" for member in members[::2]}
+    cells |= {f"{member.offset_data:,} | 512" for member in members[1::2]}
+    cells |= {f"**{member.offset_data + 512:,}** | 786,432" for member in members[1::2]}
+    index, checksum = np.frombuffer(stored[-36:-4], "<u8").tolist(), stored[-4:]
+    cells |= {
+        "index ({}, {}), ({}, {})".format(*index) + f" | {len(stored) - 36:,} | 32",
+        f"crc32c 0x{checksum[::-1].hex()}, stored as `{checksum.hex(' ')}`",
+        f"end of the tar | {len(stored) - 36 - 1024:,} | 1,024",
+        f"end of the file | {len(stored):,} |",
+        f"The stride is {index[2] - index[0]:,}.",
+        f"has {(data.folder / 'strain/c/2/0/0').stat().st_size:,} bytes",
+        f"`room` = {shard_layout(data.schema).json_room} bytes",
+    }
+    text = SPECIFICATION.read_text()
+    assert len(cells) >= 15
+    assert not [cell for cell in cells if cell not in text]
+
+
+# A writer made from FORMAT.md alone, with nothing of the storage package in it.
+
+
+def ustar_header(name: str, size: int) -> bytes:
+    header = bytearray(512)
+    header[: len(name)] = name.encode()
+    header[100:124] = b"0000644\x000000000\x000000000\x00"
+    header[124:148] = f"{size:011o}\x00{0:011o}\x00".encode()
+    header[148:156] = b" " * 8
+    header[156:157] = b"0"
+    header[257:265] = b"ustar\x0000"
+    header[148:156] = f"{sum(header):06o}\x00 ".encode()
+    return bytes(header)
+
+
+def round_up(value: int, multiple: int) -> int:
+    return (value + multiple - 1) // multiple * multiple
+
+
+def shard_by_the_specification(data, shard: int) -> bytes:
+    schema = data.schema
+    size, descr = schema.events_per_shard, {"int8": "|i1"}.get(schema.encoding.name)
+    descr = descr or "<" + schema.encoding.name[0] + str(data.codes.itemsize)
+
+    def facts(number, parameters, snrs, rate, scale) -> dict:
+        return {
+            "event": number,
+            "detectors": list(schema.detectors),
+            "sample_rate": rate,
+            "scale_factor": scale,
+            "parameters": dict(zip(schema.parameter_names, parameters, strict=True)),
+            "optimal_snr": list(snrs),
+        }
+
+    widest = -2.2250738585072014e-308
+    columns, detectors = len(schema.parameters), len(schema.detectors)
+    room = 1 + len(
+        json.dumps(facts(schema.events, columns * [widest], detectors * [widest], widest, widest))
+    )
+    payload = data.codes[0].nbytes
+    offset = round_up(1536 + room, 4096)
+    stride = round_up(round_up(payload, 512) + 1536 + room, 4096)
+    shape = f"({detectors}, {schema.samples})"
+    npy = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}}}".ljust(501) + "\n"
+
+    out, index = b"", b""
+    for event in data.events[shard * size : (shard + 1) * size]:
+        text = json.dumps(
+            facts(
+                event.number,
+                event.parameters.tolist(),
+                event.optimal_snr.tolist(),
+                schema.sample_rate,
+                schema.encoding.scale_factor or 1.0,
+            )
+        )
+        json_size = stride - round_up(payload, 512) - 1536 if out else offset - 1536
+        key, start = f"{event.number:09d}", offset + len(index) // 16 * stride
+        out += ustar_header(f"{key}.json", json_size) + text.ljust(json_size - 1).encode() + b"\n"
+        out += ustar_header(f"{key}.strain.npy", 512 + payload)
+        out += b"\x93NUMPY\x01\x00" + (502).to_bytes(2, "little") + npy.encode()
+        assert len(out) == start
+        out += data.codes[event.number].tobytes() + bytes(-payload % 512)
+        index += start.to_bytes(8, "little") + payload.to_bytes(8, "little")
+    index = index.ljust(16 * size, b"\xff")
+    return out + bytes(1024) + index + google_crc32c.value(index).to_bytes(4, "little")
+
+
+def test_a_writer_made_from_the_specification_alone_writes_the_same_bytes(build, encoding):
+    data = build(encoding=ENCODINGS[encoding], samples=333)
+    for shard in range(3):
+        stored = (data.folder / f"strain/c/{shard}/0/0").read_bytes()
+        assert shard_by_the_specification(data, shard) == stored

@@ -70,8 +70,8 @@ def test_the_order_is_the_one_that_was_pinned():
 
 @pytest.fixture(scope="module")
 def many_epochs():
-    """The orders of 5,000 epochs of 200 events."""
-    return np.stack([whole_order(200, 7, epoch) for epoch in range(5000)])
+    """The orders of 3,000 epochs of 200 events."""
+    return np.stack([whole_order(200, 7, epoch) for epoch in range(3000)])
 
 
 def test_each_event_is_equally_likely_at_each_position(many_epochs):
@@ -109,7 +109,7 @@ def test_the_step_from_an_event_to_the_next_is_uniform(many_epochs):
 
 
 def test_all_orders_of_four_events_are_equally_likely():
-    orders = [tuple(whole_order(4, seed=3, epoch=epoch).tolist()) for epoch in range(240)]
+    orders = [tuple(whole_order(4, seed=3, epoch=epoch).tolist()) for epoch in range(144)]
     counts = list({order: orders.count(order) for order in orders}.values())
     assert len(counts) == 24
     assert stats.chisquare(counts).pvalue > SIGNIFICANCE
