@@ -70,7 +70,8 @@ def _table(reports: dict[str, dict[str, Any]], seconds: float) -> str:
         ("data set", f"{1e6 * read['gigabytes'] / simulate['events']:.0f} kB an event", "786 kB"),
         (
             "training input",
-            f"{stream['gigabytes_per_second']:.1f} GB/s, {stream['events_per_second']:.0f} events/s",
+            f"{stream['gigabytes_per_second']:.1f} GB/s, "
+            f"{stream['events_per_second']:.0f} events/s",
             "0.2 GB/s, 256 events/s",
         ),
         (

@@ -1,5 +1,6 @@
 """Networks: training on a data set, and posterior samples from a trained run."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,10 @@ if TYPE_CHECKING:
     from model.estimator import Estimator
 
 __all__ = ["Estimator", "TrainConfig", "load"]
+
+# Read when torch is loaded. Its threads spin while they wait for one another; where anything else
+# runs on a core that they count on, a training step then takes five times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Resolved when asked for: torch takes seconds to import, `--help` and a typing error need none.
 _HOMES = {

@@ -107,6 +107,39 @@ def restore(run: str | Path, device: str = "cpu") -> Checkpoint:
     )
 
 
+def restore_if_there(
+    config: TrainConfig, data: str | Path, run: Path, data_digest: str
+) -> Checkpoint | None:
+    """The checkpoint to go on from, None for a new run.
+
+    Args:
+        config: What the run has to be configured as.
+        data: The data set, for messages.
+        run: The run's folder.
+        data_digest: Of the data set's metadata.
+
+    Raises:
+        InputError: The folder holds a run of another configuration or data set, or something else.
+        DamagedDataError: The checkpoint cannot be read.
+    """
+    if not (run / CHECKPOINT).exists():
+        if run.is_file():
+            raise InputError(f"{run}: is a file; give the name of a folder to create")
+        _refuse_foreign_folder(config, run)
+        return None
+    checkpoint = restore(run)
+    if checkpoint.config != config:
+        raise InputError(
+            f"{run}: holds a run of another configuration; give another --out, or "
+            f"--config {run / CONFIG}"
+        )
+    if checkpoint.data_digest != data_digest:
+        raise InputError(
+            f"{run}: was trained on another data set than {data}; give that one, or another --out"
+        )
+    return checkpoint
+
+
 def _refuse_altered_bytes(path: Path) -> None:
     """Compare the checksums in the archive that a checkpoint is; torch does not."""
     with zipfile.ZipFile(path) as archive:
@@ -210,3 +243,17 @@ def config_to_bytes(config: TrainConfig) -> bytes:
 def write_config(run: Path, config: TrainConfig) -> None:
     """Write the resolved configuration beside the weights."""
     write_atomically(run / CONFIG, config_to_bytes(config))
+
+
+def _refuse_foreign_folder(config: TrainConfig, run: Path) -> None:
+    """Accept what a run of this configuration that died before its first checkpoint left."""
+    ours = {CONFIG, HISTORY}
+    partial = {f"{name}.partial" for name in (*ours, CHECKPOINT)}
+    entries = {path.name for path in run.iterdir()} if run.is_dir() else set()
+    if foreign := sorted(entries - ours - partial):
+        raise InputError(f"{run}: is no run but holds {foreign[0]}; give a new or an empty folder")
+    path = run / CONFIG
+    if path.exists() and path.read_bytes() != config_to_bytes(config):
+        raise InputError(
+            f"{run}: holds the {CONFIG} of something else; give a new or an empty folder"
+        )

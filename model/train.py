@@ -8,13 +8,8 @@ Not covered yet: several GPUs, mixed precision.
 
 import hashlib
 import math
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +19,7 @@ from torch import Tensor
 
 from model import checkpoint as run_folder
 from model.checkpoint import Checkpoint, History, choose_device
+from model.clock import Clock, noticing_signals
 from model.config import OptimiserConfig, TrainConfig
 from model.estimator import DataFacts, Estimator
 from model.parameters import ParameterMap
@@ -123,7 +119,7 @@ class Trainer:
         self.device = choose_device(config.device)
         self.data_digest = _digest(data)
         self.training, self.validation = _split(config, data, self.device)
-        resumed = _refuse_other_run(config, data, run, self.data_digest)
+        resumed = run_folder.restore_if_there(config, data, run, self.data_digest)
         if resumed is None:
             self.estimator = _new_estimator(config, data, self.training)
             run_folder.write_config(run, config)
@@ -142,7 +138,7 @@ class Trainer:
         self.total = config.epochs * len(self.training)
         self.history = History(run, self.step)
         self.validation_loss = self.history.last("validation_loss")
-        self.clock = _Clock()
+        self.clock = Clock()
         self._preprocess = self.estimator.facts.preprocess()
         names = self.training.schema.parameter_names
         self._columns = [names.index(name) for name in self.estimator.theta.names]
@@ -156,8 +152,8 @@ class Trainer:
         """Do the steps that are left; return the signal that ended it early, 0 for none."""
         if self.finished:
             return 0
-        with _noticing_signals() as noticed, progress_bar(self.total, "batch", self.step) as bar:
-            self.clock = _Clock()
+        with noticing_signals() as noticed, progress_bar(self.total, "batch", self.step) as bar:
+            self.clock = Clock()
             while not self.finished and not noticed:
                 for batch in self.clock.timing_waits(self.training):
                     loss = self.learn(batch)
@@ -263,55 +259,6 @@ def learning_rate(config: OptimiserConfig, step: int, total: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class _Clock:
-    """How long the steps took, and how much of it was waiting for data."""
-
-    def __init__(self) -> None:
-        self._start = self._last_save = time.perf_counter()
-        self._end: float | None = None
-        self._waited = 0.0
-        self.events = 0
-
-    def timing_waits(self, stream: EventStream) -> Iterator[Batch]:
-        """Hand the batches on and count the time until each is there."""
-        batches = iter(stream)
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            self._waited += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
-
-    def saved(self) -> None:
-        """Note that the state was saved."""
-        self._last_save = time.perf_counter()
-
-    def stop(self) -> None:
-        """Let the time stand still."""
-        self._end = time.perf_counter()
-
-    @property
-    def since_save(self) -> float:
-        """Time since the state was saved [s]."""
-        return time.perf_counter() - self._last_save
-
-    @property
-    def seconds(self) -> float:
-        """Time since the start [s]."""
-        return (self._end or time.perf_counter()) - self._start
-
-    @property
-    def rate(self) -> float:
-        """Events a second."""
-        return self.events / self.seconds
-
-    @property
-    def data_wait(self) -> float:
-        """Share of the time spent waiting for data."""
-        return self._waited / self.seconds
-
-
 def _split(
     config: TrainConfig, data: str | Path, device: torch.device
 ) -> tuple[EventStream, EventStream]:
@@ -345,42 +292,6 @@ def _split(
     return part(0, whole - kept, shuffle=True), part(whole - kept, whole, shuffle=False)
 
 
-def _refuse_other_run(
-    config: TrainConfig, data: str | Path, run: Path, data_digest: str
-) -> Checkpoint | None:
-    """The checkpoint to go on from, if there is one; refuse a folder that holds something else."""
-    if not (run / run_folder.CHECKPOINT).exists():
-        if run.is_file():
-            raise InputError(f"{run}: is a file; give the name of a folder to create")
-        _refuse_foreign_folder(config, run)
-        return None
-    checkpoint = run_folder.restore(run)
-    if checkpoint.config != config:
-        raise InputError(
-            f"{run}: holds a run of another configuration; give another --out, or "
-            f"--config {run / run_folder.CONFIG}"
-        )
-    if checkpoint.data_digest != data_digest:
-        raise InputError(
-            f"{run}: was trained on another data set than {data}; give that one, or another --out"
-        )
-    return checkpoint
-
-
-def _refuse_foreign_folder(config: TrainConfig, run: Path) -> None:
-    """Accept what a run of this configuration that died before its first checkpoint left."""
-    ours = {run_folder.CONFIG, run_folder.HISTORY}
-    partial = {f"{name}.partial" for name in (*ours, run_folder.CHECKPOINT)}
-    entries = {path.name for path in run.iterdir()} if run.is_dir() else set()
-    if foreign := sorted(entries - ours - partial):
-        raise InputError(f"{run}: is no run but holds {foreign[0]}; give a new or an empty folder")
-    path = run / run_folder.CONFIG
-    if path.exists() and path.read_bytes() != run_folder.config_to_bytes(config):
-        raise InputError(
-            f"{run}: holds the {run_folder.CONFIG} of something else; give a new or an empty folder"
-        )
-
-
 def _new_estimator(config: TrainConfig, data: str | Path, training: EventStream) -> Estimator:
     values = torch.from_numpy(read_parameters(data)[: training.events])
     theta = ParameterMap.fit(training.schema.parameters, config.parameters, values)
@@ -399,19 +310,3 @@ def _digest(data: str | Path) -> str:
     """A digest of what a data set is; empty where there is none, which the stream will say."""
     path = local_folder(data) / GROUP_METADATA
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
-@contextmanager
-def _noticing_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT in a list, so that the step under way is finished first."""
-    noticed: list[int] = []
-
-    def notice(number: int, frame: FrameType | None) -> None:
-        noticed.append(number)
-
-    before = {number: signal.signal(number, notice) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield noticed
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -165,8 +165,8 @@ def _complex_normal(
     """Complex numbers whose real and imaginary parts are standard normal, complex64.
 
     A Rayleigh amplitude and a uniform phase, 32 random bits each: two thirds of the time of numpy's
-    `standard_normal`, which is a tenth of a whole event. The amplitude ends at 6.8, beyond which lies
-    one bin in 10^10.
+    `standard_normal`, which is a tenth of a whole event. The amplitude ends at 6.8, beyond which
+    lies one bin in 10^10.
 
     Source: G. Box, M. Muller, Ann. Math. Statist. 29 (1958) 610.
     """

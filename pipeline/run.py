@@ -5,7 +5,6 @@ the name of a folder and the number of a shard; the worker reads the physics fro
 metadata, so that what is simulated is what is recorded.
 """
 
-import hashlib
 import sys
 import time
 from collections.abc import Iterator
@@ -30,18 +29,14 @@ from pipeline.detector import Detector
 from pipeline.memory import keep_freed_memory
 from pipeline.priors import describe
 from pipeline.simulate import Simulator
-from storage.dataset import (
-    create_dataset,
-    first_problem,
-    read_manifests,
-    read_schema,
-    remove_partial_files,
-    write_shard,
-)
+from storage.dataset import create_dataset, read_psd, read_schema
 from storage.encodings import encoding_named
 from storage.errors import InputError
+from storage.files import remove_partial_files
+from storage.manifest import first_problem, read_manifests
 from storage.progress import progress_bar
 from storage.schema import GROUP_METADATA, Parameter, Schema
+from storage.writer import write_shard
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -161,7 +156,6 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
             "start_time": segment.start_time,
             "band": [config.waveform.f_lower, segment.sample_rate / 2],
             "detectors": [detector.to_dict() for detector in simulator.detectors],
-            "psd_sha256": hashlib.sha256(simulator.psd.astype("<f8").tobytes()).hexdigest(),
             "versions": {
                 name: version(name) for name in ("strainflow", "pycbc", "lalsuite", "numpy")
             },
@@ -189,9 +183,9 @@ def _simulator_of_dataset(folder: Path, identity: bytes) -> tuple[Simulator, Sch
     """Read the physics from a data set's metadata, once a worker and content of that metadata."""
     schema = read_schema(folder)
     provenance = schema.provenance
-    psd = np.fromfile(folder / "psd/c/0/0", "<f8").reshape(len(schema.detectors), -1)
     detectors = tuple(Detector.from_dict(document) for document in provenance["detectors"])
-    return Simulator(simulation_from_dict(provenance["configuration"]), detectors, psd), schema
+    config = simulation_from_dict(provenance["configuration"])
+    return Simulator(config, detectors, read_psd(folder)), schema
 
 
 def _map_shards(

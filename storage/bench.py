@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.dataset import read_schema, require_complete, shard_files
+from storage.dataset import read_schema
 from storage.errors import InputError
+from storage.manifest import require_complete
 from storage.progress import progress_bar
-from storage.schema import Schema
+from storage.schema import Schema, shard_files
 from storage.stream import EventStream
 from storage.urls import local_folder
 

@@ -2,8 +2,12 @@
 
 import hashlib
 import io
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from storage.errors import DamagedDataError
 
 
 class AtomicFile:
@@ -51,6 +55,29 @@ def write_atomically(path: Path, data: bytes) -> tuple[int, str]:
         return file.finish()
     finally:
         file.discard()
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what writers that died left behind. Only while nothing else writes to the folder."""
+    for path in folder.rglob("*.partial"):
+        path.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that we wrote.
+
+    Raises:
+        DamagedDataError: The file is missing, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DamagedDataError(f"{path}: is missing") from None
+    except ValueError:
+        raise DamagedDataError(f"{path}: is not valid JSON, so it was altered") from None
+    if not isinstance(content, dict):
+        raise DamagedDataError(f"{path}: is not a JSON object, so it was altered")
+    return content
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.dataset import first_problem, read_manifests, read_schema
+from storage.dataset import read_schema
+from storage.manifest import first_problem, read_manifests
 from storage.urls import local_folder
 
 
@@ -119,8 +120,7 @@ def summary(facts: DatasetInfo) -> str:
         f"{'signal and noise' if facts.noisy else 'signals without noise'}",
         f"  encoding    {facts.encoding}, {facts.bytes_per_event:,} bytes an event, "
         f"largest SNR loss {facts.largest_snr_loss:.2g}",
-        f"  waveform    {waveform.get('approximant')} from {waveform.get('f_lower')} Hz, "
-        f"f_ref {waveform.get('f_ref')} Hz",
+        f"  waveform    {', '.join(f'{name} {value}' for name, value in waveform.items())}",
         f"  seed        {facts.provenance.get('seed')}; draws thrown away: {rejected or 'none'}",
         f"  versions    {', '.join(f'{name} {number}' for name, number in versions.items())}",
         "  prior",

@@ -4,6 +4,7 @@
 are its only implementation here.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ FORMAT_VERSION = 1
 
 # Within the data set's folder.
 GROUP_METADATA = "zarr.json"
+PSD_CHUNK = "psd/c/0/0"
 MANIFEST_FOLDER = "manifest"
 
 
@@ -121,12 +123,14 @@ class Event:
     rejected: Mapping[str, int]
 
 
-def metadata_files(schema: Schema) -> dict[str, bytes]:
-    """Every Zarr metadata file of the data set, by its path within it.
+def dataset_files(schema: Schema, psd: Float[Array, "detector frequency"]) -> dict[str, bytes]:
+    """Every file of a data set that holds no event, by its path within it; the group's is last.
 
-    Written here and not by zarr-python, so that the bytes do not change with its version.
+    Written here and not by zarr-python, so that the bytes do not change with its version. The
+    group's metadata hold all the others and the PSD's digest: they alone say what the data set is.
     """
     detectors, samples = schema.strain_shape
+    psd_bytes = psd.astype("<f8").tobytes()
     per_shard = schema.events_per_shard
     strain_attributes: dict[str, Any] = {
         "units": "1",
@@ -176,6 +180,7 @@ def metadata_files(schema: Schema) -> dict[str, bytes]:
                 "long_name": "one-sided power spectral density",
                 "frequency_step": schema.frequency_step,
                 "detectors": list(schema.detectors),
+                "sha256": hashlib.sha256(psd_bytes).hexdigest(),
             },
         ),
     }
@@ -195,9 +200,10 @@ def metadata_files(schema: Schema) -> dict[str, bytes]:
         # With this, xarray and zarr-python read one file in place of listing the folder.
         "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": children},
     }
-    documents = {GROUP_METADATA: group}
-    documents |= {f"{name}/zarr.json": document for name, document in children.items()}
-    return {path: canonical_json(document) for path, document in documents.items()}
+    documents = {f"{name}/zarr.json": document for name, document in children.items()}
+    documents[GROUP_METADATA] = group
+    files = {path: canonical_json(document) for path, document in documents.items()}
+    return {PSD_CHUNK: psd_bytes, **files}
 
 
 def schema_from_metadata(documents: Mapping[str, Mapping[str, Any]], where: str) -> Schema:
@@ -239,6 +245,15 @@ def schema_from_metadata(documents: Mapping[str, Mapping[str, Any]], where: str)
         frequency_step=psd["attributes"]["frequency_step"],
         provenance=ours,
     )
+
+
+def shard_files(shard: int) -> dict[str, str]:
+    """The files of a shard by array, as paths within the data set."""
+    return {
+        "strain": f"strain/c/{shard}/0/0",
+        "parameters": f"parameters/c/{shard}/0",
+        "optimal_snr": f"optimal_snr/c/{shard}/0",
+    }
 
 
 def canonical_json(document: object) -> bytes:

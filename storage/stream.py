@@ -24,9 +24,11 @@ from jaxtyping import Float64, Int64, Num
 from webdataset.pytorch import IterableDataset
 
 from storage.arrays import Array
-from storage.dataset import read_schema, require_complete, shard_files
+from storage.dataset import read_schema
 from storage.errors import InputError
+from storage.manifest import require_complete
 from storage.order import permuted
+from storage.schema import shard_files
 from storage.shard import ShardReader
 from storage.urls import local_folder
 

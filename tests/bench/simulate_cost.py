@@ -2,9 +2,9 @@
 
     python tests/bench/simulate_cost.py [EVENTS]
 
-Events of the default recipe are simulated and written; then the waveform is generated again with the
-same parameters by bare calls of `SimInspiralChooseFDWaveform`. Both in CPU seconds of one process,
-in alternation by blocks, so that a machine that changes its speed changes both.
+Events of the default recipe are simulated and written; then the waveform is generated again with
+the same parameters by bare calls of `SimInspiralChooseFDWaveform`. Both in CPU seconds of one
+process, in alternation by blocks, so that a machine that changes its speed changes both.
 """
 
 import json
@@ -21,7 +21,8 @@ from pipeline.memory import keep_freed_memory
 from pipeline.run import describe_dataset
 from pipeline.simulate import Simulator
 from pipeline.waveform import lal_arguments
-from storage.dataset import create_dataset, write_shard
+from storage.dataset import create_dataset
+from storage.writer import write_shard
 from strainflow import read_config
 
 BLOCK = 32

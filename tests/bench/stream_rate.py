@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from storage.bench import ReadBenchConfig, bench_read, summary
-from storage.dataset import create_dataset, write_shard
+from storage.dataset import create_dataset
 from storage.encodings import ENCODINGS
 from storage.schema import Event, Parameter, Schema
+from storage.writer import write_shard
 
 
 def main(events: int) -> None:

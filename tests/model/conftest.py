@@ -17,9 +17,10 @@ import torch
 from model.checkpoint import config_to_bytes
 from model.config import EmbeddingConfig, FlowConfig, OptimiserConfig, TrainConfig
 from model.train import TrainReport, train
-from storage.dataset import create_dataset, write_shard
+from storage.dataset import create_dataset
 from storage.encodings import ENCODINGS
 from storage.schema import Event, Parameter, Schema
+from storage.writer import write_shard
 
 torch.set_num_threads(1)  # as in the subprocesses below: sums are then made in the same order
 

@@ -14,12 +14,15 @@ from storage.errors import InputError
 # Of Gaussian noise with a fixed seed: a test statistic this improbable is a mistake.
 IMPROBABLE = 1e-3
 
+# Powers above this have one chance in ten thousand.
+RARE, CHANCE_OF_RARE = 2 * np.log(1e4), 1e-4
+
 # science.md: amplitude densities of ET-D [1/sqrt(Hz)].
 ET_D = {5.0: 3.56e-24, 10.0: 1.16e-24, 20.0: 9.40e-25, 100.0: 3.93e-25, 1000.0: 5.77e-25}
 
 
 def noise_p_values(series, first_bin):
-    """How probable whitened noise is, tested three ways: its variance, spectrum and phases.
+    """How probable whitened noise is, tested in its variance, spectrum, distribution and phases.
 
     Args:
         series: Stretches of noise, (stretch, time).
@@ -34,6 +37,7 @@ def noise_p_values(series, first_bin):
         "variance": 2 * min(variance, 1 - variance),
         "flatness": stats.kstest(levels, "uniform").pvalue,
         "chi-squared": stats.kstest(power[:, ::31].ravel(), stats.chi2(2).cdf).pvalue,
+        "tail": stats.binomtest(int(np.sum(power > RARE)), power.size, CHANCE_OF_RARE).pvalue,
         "phases": stats.kstest(
             np.angle(spectrum[:, ::31]).ravel() / np.pi, "uniform", (-1, 2)
         ).pvalue,
@@ -63,6 +67,8 @@ def test_the_test_of_whiteness_sees_colour_variance_and_other_distributions(nois
     coloured = np.fft.irfft(spectrum * np.linspace(0.98, 1.02, spectrum.shape[1]))
     assert noise_p_values(coloured, first_bin)["flatness"] < IMPROBABLE
     assert noise_p_values(noise * 1.01, first_bin)["variance"] < IMPROBABLE
+    clipped = spectrum / np.maximum(1, np.abs(spectrum) / np.sqrt(0.9 * RARE * noise.shape[1] / 2))
+    assert noise_p_values(np.fft.irfft(clipped), first_bin)["tail"] < IMPROBABLE
     one_sided = np.fft.irfft(np.abs(spectrum.real) + 1j * spectrum.imag)
     assert noise_p_values(one_sided, first_bin)["phases"] < IMPROBABLE
     uniform = np.random.default_rng(0).uniform(-(3**0.5), 3**0.5, spectrum.shape)

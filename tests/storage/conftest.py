@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.dataset import create_dataset, write_shard
+from storage.dataset import create_dataset
 from storage.encodings import ENCODINGS
 from storage.schema import Event, Parameter, Schema
+from storage.writer import write_shard
 
 SMALL = Schema(
     events=7,

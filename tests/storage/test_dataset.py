@@ -11,19 +11,14 @@ import numpy as np
 import pytest
 
 from storage import dataset as dataset_module
+from storage import manifest as manifest_module
 from storage import open_dataset
-from storage.dataset import (
-    create_dataset,
-    finished_shards,
-    read_manifests,
-    read_parameters,
-    read_schema,
-    remove_partial_files,
-    require_complete,
-    write_shard,
-)
+from storage.dataset import create_dataset, read_parameters, read_psd, read_schema
 from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError, InputError
+from storage.files import remove_partial_files
+from storage.manifest import finished_shards, read_manifests, require_complete
+from storage.writer import write_shard
 
 
 def content(folder):
@@ -107,8 +102,23 @@ def test_another_configuration_is_refused_with_the_key_that_differs(filled, chan
 
 
 def test_another_psd_is_refused(filled):
-    with pytest.raises(InputError, match=r"another configuration \(psd/c/0/0\)"):
+    with pytest.raises(InputError, match=r"another configuration \(psd.attributes.sha256: "):
         create_dataset(filled.folder, filled.schema, 2 * filled.psd)
+
+
+@pytest.mark.parametrize("change", ["lost", "altered"])
+def test_a_psd_that_was_lost_or_altered_is_found_and_restored(filled, change):
+    path = filled.folder / "psd/c/0/0"
+    original = path.read_bytes()
+    if change == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(b"\x01" + original[1:])
+    with pytest.raises(DamagedDataError, match="psd/c/0/0: is missing or was altered"):
+        read_psd(filled.folder)
+    create_dataset(filled.folder, filled.schema, filled.psd)
+    assert path.read_bytes() == original
+    np.testing.assert_array_equal(read_psd(filled.folder), filled.psd)
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path, small):
@@ -157,7 +167,7 @@ def test_an_exception_within_a_shard_leaves_nothing_and_a_rerun_completes_it(emp
 
 KILLED = """
 import os, pickle, sys
-from storage.dataset import write_shard
+from storage.writer import write_shard
 folder, schema, events = pickle.load(sys.stdin.buffer)
 def killed():
     yield from events[:2]
@@ -188,8 +198,8 @@ def test_the_manifest_is_written_after_everything_else(empty, finish, monkeypatc
             raise RuntimeError("power cut")
         return write_atomically(path, data)
 
-    write_atomically = dataset_module.write_atomically
-    monkeypatch.setattr(dataset_module, "write_atomically", spy)
+    write_atomically = manifest_module.write_atomically
+    monkeypatch.setattr(manifest_module, "write_atomically", spy)
     with pytest.raises(RuntimeError):
         finish(empty, [0])
     assert {"strain/c/0/0/0", "parameters/c/0/0", "optimal_snr/c/0/0"} <= set(written)

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from storage.commands import info
-from storage.dataset import read_manifests
 from storage.errors import InputError
 from storage.info import describe, summary
+from storage.manifest import read_manifests
 
 
 def test_a_complete_data_set_is_described_from_its_metadata(filled):

@@ -18,9 +18,9 @@ import xarray
 import zarr
 
 from storage import open_dataset
-from storage.dataset import shard_layout
 from storage.encodings import ENCODINGS
 from storage.schema import Parameter
+from storage.writer import shard_layout
 
 SHARDS = "strain/c/{0..2}/0/0"
 SPECIFICATION = Path(__file__).parents[2] / "storage/FORMAT.md"

@@ -1,0 +1,154 @@
+"""The verdict: right posteriors pass, wrong ones are caught."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from model.diagnose import _combine, diagnose
+from storage.errors import DamagedDataError, InputError
+from storage.results import Posterior, read_posterior, result_files, write_posterior
+from strainflow import main
+
+NAMES = ("mass", "offset", "rate")
+PRIORS = {name: "Normal(0, 1)" for name in NAMES}
+NOISE = 0.5
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def write_conjugate(folder, events, width=1.0, bias=0.0, samples=200):
+    """Posteriors of a normal truth seen in normal noise, which are known in closed form.
+
+    Args:
+        folder: Where to.
+        events: How many.
+        width: Of the posteriors, in units of the right one.
+        bias: Of the posteriors, in units of the right width.
+        samples: Of each.
+    """
+    draw = np.random.default_rng(2)
+    sigma = np.sqrt(NOISE**2 / (1 + NOISE**2))
+    for event in range(events):
+        truth = draw.standard_normal(3)
+        data = truth + NOISE * draw.standard_normal(3)
+        mean = data / (1 + NOISE**2)
+        values = mean + sigma * (bias + width * draw.standard_normal((samples, 3)))
+        write_posterior(
+            folder,
+            Posterior(
+                event=event,
+                names=NAMES,
+                samples=values,
+                log_prob=np.zeros(samples),
+                truth=dict(zip(NAMES, truth.tolist(), strict=True)),
+                priors=PRIORS,
+            ),
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    return write_conjugate(tmp_path_factory.mktemp("calibrated"), 1000)
+
+
+def verdict(folder, out, capsys):
+    code = main(["diagnose", str(folder), "--out", str(out), "--json", "--corners", "0"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_right_posteriors_pass(calibrated, tmp_path, capsys):
+    code, found = verdict(calibrated, tmp_path, capsys)
+    assert code == 0
+    assert found["calibrated"]
+    assert found["events"] == 1000
+    for check in found["checks"]:
+        assert check["narrowing"] == pytest.approx(np.sqrt(1 + 1 / NOISE**2), rel=0.1)
+        assert check["bias"] == pytest.approx(0, abs=0.1)
+
+
+def test_posteriors_that_are_too_narrow_by_a_fifth_are_caught(tmp_path, capsys):
+    folder = write_conjugate(tmp_path / "narrow", 1000, width=0.8)
+    code, found = verdict(folder, tmp_path / "out", capsys)
+    assert code == 1
+    assert found["combined_p_value"] < 0.01
+
+
+def test_posteriors_that_are_biased_by_half_a_sigma_are_caught(tmp_path, capsys):
+    folder = write_conjugate(tmp_path / "biased", 300, bias=0.5)
+    code, found = verdict(folder, tmp_path / "out", capsys)
+    assert code == 1
+    assert all(0.4 < check["bias"] < 0.6 for check in found["checks"])
+
+
+def test_the_verdict_is_wrong_as_often_as_the_level_says():
+    draw = np.random.default_rng(1)
+    uniform = draw.uniform(size=(4000, 15))
+    wrong = np.mean([_combine(row) < 0.05 for row in uniform])
+    assert wrong == pytest.approx(0.05, abs=0.012)
+    alike = np.repeat(uniform[:, :1], 15, axis=1)  # where Fisher's method refuses a third
+    assert np.mean([_combine(row) < 0.05 for row in alike]) < 0.062
+
+
+def test_one_impossible_parameter_is_not_hidden_by_others_that_fit_too_well():
+    assert _combine([1e-4, *[0.99999] * 14]) < 0.05
+
+
+def test_pictures_are_written_where_the_words_say(calibrated, tmp_path, capsys):
+    assert main(["diagnose", str(calibrated), "--out", str(tmp_path), "--corners", "2"]) == 0
+    words = capsys.readouterr().out
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert [path.name for path in pictures] == [
+        "corner_000000000.png",
+        "corner_000000001.png",
+        "pp.png",
+    ]
+    for path in pictures:
+        assert str(path) in words
+        assert path.read_bytes()[:8] == PNG
+        assert path.stat().st_size > 10_000
+    assert "verdict: the P-P test is passed" in words
+
+
+def test_fewer_than_twenty_events_are_refused(tmp_path):
+    write_conjugate(tmp_path, 19, samples=5)
+    with pytest.raises(InputError, match="19 events, at least 20"):
+        diagnose(tmp_path, tmp_path / "out")
+
+
+def test_a_damaged_result_is_named(tmp_path, capsys):
+    write_conjugate(tmp_path, 20, samples=50)
+    damaged = result_files(tmp_path)[11]
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    with pytest.raises(DamagedDataError, match=damaged.name):
+        diagnose(tmp_path, tmp_path / "out")
+    assert main(["diagnose", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert damaged.name in capsys.readouterr().err
+
+
+def test_results_without_a_truth_are_refused(tmp_path):
+    write_conjugate(tmp_path, 20, samples=5)
+    first = read_posterior(result_files(tmp_path)[0])
+    write_posterior(tmp_path, replace(first, truth={}))
+    with pytest.raises(InputError, match="event 0: has no true mass"):
+        diagnose(tmp_path, tmp_path / "out")
+
+
+def test_results_of_different_parameters_are_refused(tmp_path):
+    write_conjugate(tmp_path, 20, samples=5)
+    path = result_files(tmp_path)[4]
+    write_posterior(tmp_path, replace(read_posterior(path), names=("offset", "mass", "rate")))
+    with pytest.raises(InputError, match="infers offset, mass, rate"):
+        diagnose(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -0.1])
+def test_a_level_that_is_no_probability_is_refused(level, calibrated, tmp_path):
+    with pytest.raises(InputError, match="level: got"):
+        diagnose(calibrated, tmp_path, level=level)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no posterior files there"):
+        diagnose(tmp_path, tmp_path / "out")

@@ -1,0 +1,232 @@
+"""Posterior files: what is in them, and when they are made."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import bilby
+import numpy as np
+import pytest
+
+from model.checkpoint import load
+from model.sample import SampleConfig, sample_dataset
+from storage.dataset import open_dataset
+from storage.errors import DamagedDataError, InputError
+from storage.results import (
+    Posterior,
+    parse_range,
+    read_posterior,
+    result_files,
+    result_path,
+    write_posterior,
+)
+from strainflow import main
+
+SMALL = SampleConfig(events="0:5", samples=40, seed=3, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def data(toy_data):
+    return toy_data(noisy=False)
+
+
+@pytest.fixture(scope="module")
+def results(trained, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    report = sample_dataset(SMALL, trained[0], data, folder)
+    assert (report.events, report.sampled, report.samples) == (5, 5, 40)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_bilby_reads_a_result(results, data, schema):
+    result = bilby.result.read_in_result(str(result_path(results, 2)))
+    assert result.label == "event_000000002"
+    assert result.search_parameter_keys == ["chirp_mass", "geocent_time"]
+    assert result.fixed_parameter_keys == ["phase"]
+    ours = read_posterior(result_path(results, 2))
+    assert len(result.posterior) == 40
+    for column, name in enumerate(ours.names):
+        assert np.array_equal(result.posterior[name], ours.samples[:, column])
+    assert isinstance(result.priors, bilby.core.prior.PriorDict)
+    assert set(result.priors) == set(schema.parameter_names)
+    assert isinstance(result.priors["chirp_mass"], bilby.core.prior.Uniform)
+    assert (result.priors["chirp_mass"].minimum, result.priors["chirp_mass"].maximum) == (25, 100)
+    assert result.priors["phase"].peak == 0.5
+    truth = open_dataset(data)["parameters"][2].values
+    assert result.injection_parameters == dict(zip(schema.parameter_names, truth, strict=True))
+
+
+def test_samples_lie_in_the_prior_and_carry_their_provenance(results, trained):
+    for path in result_files(results):
+        posterior = read_posterior(path)
+        assert ((posterior.samples[:, 0] >= 25) & (posterior.samples[:, 0] <= 100)).all()
+        assert len(posterior.log_prob) == 40
+        assert posterior.provenance["seed"] == 3
+        assert len(posterior.provenance["checkpoint_sha256"]) == 64
+        assert posterior.optimal_snr > 0
+
+
+def test_a_posterior_comes_back_from_its_file(tmp_path):
+    written = Posterior(
+        event=7,
+        names=("ra", "psi"),
+        samples=np.random.default_rng(0).normal(size=(9, 2)),
+        log_prob=np.random.default_rng(1).normal(size=9),
+        truth={"ra": 0.1, "psi": 1 / 3, "phase": 2.0},
+        priors={"ra": "Uniform(0, 1)", "psi": "Uniform(0, 3)", "phase": "2.0"},
+        optimal_snr=12.5,
+        provenance={"seed": 3},
+    )
+    read = read_posterior(write_posterior(tmp_path, written))
+    assert np.array_equal(read.samples, written.samples)
+    assert np.array_equal(read.log_prob, written.log_prob)
+    assert replace(read, samples=None, log_prob=None) == replace(
+        written, samples=None, log_prob=None
+    )
+
+
+def test_a_rerun_does_only_what_is_missing_and_gives_the_same_bytes(
+    results, trained, data, tmp_path
+):
+    shutil.copytree(results, tmp_path / "copy")
+    result_path(tmp_path / "copy", 3).unlink()
+    kept = result_path(tmp_path / "copy", 1)
+    kept.write_bytes(kept.read_bytes() + b"\n")  # a mark that a second writing would remove
+    report = sample_dataset(SMALL, trained[0], data, tmp_path / "copy")
+    assert report.sampled == 1
+    changed = [
+        name
+        for name, there in contents(tmp_path / "copy").items()
+        if there != contents(results)[name]
+    ]
+    assert changed == [kept.name]
+    assert sample_dataset(SMALL, trained[0], data, tmp_path / "copy").sampled == 0
+
+
+def test_an_event_is_the_same_whatever_range_it_is_drawn_in(results, trained, data, tmp_path):
+    sample_dataset(replace(SMALL, events="4"), trained[0], data, tmp_path)
+    assert contents(tmp_path) == {
+        name: text for name, text in contents(results).items() if name.startswith("event_000000004")
+    }
+
+
+def test_the_noise_of_noise_free_data_is_a_function_of_seed_and_event(
+    results, trained, data, tmp_path
+):
+    """Another seed gives other noise: posterior means move by more than a draw's error."""
+    many = replace(SMALL, samples=2000)
+    estimator = load(trained[0], "cpu")
+    silent, _ = estimator.sample(open_dataset(data)["strain"][:5].values, 2000, range(5))
+    means = [silent.mean(1).numpy()]
+    for seed in (3, 4):
+        sample_dataset(replace(many, seed=seed), trained[0], data, tmp_path / str(seed))
+        means.append(
+            np.array(
+                [read_posterior(f).samples.mean(0) for f in result_files(tmp_path / str(seed))]
+            )
+        )
+    error = silent.std(1).numpy() / np.sqrt(2000)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (np.abs(means[one] - means[other]) / error).max() > 8
+
+
+def test_noisy_data_get_no_more_noise(trained, toy_data, tmp_path):
+    data = toy_data()
+    many = replace(SMALL, samples=2000, events="0:3")
+    sample_dataset(many, trained[0], data, tmp_path)
+    strain = open_dataset(data)["strain"][:3].values
+    as_stored, _ = load(trained[0], "cpu").sample(strain, 2000, range(3))
+    means = np.array([read_posterior(path).samples.mean(0) for path in result_files(tmp_path)])
+    error = as_stored.std(1).numpy() / np.sqrt(2000)
+    assert (np.abs(means - as_stored.mean(1).numpy()) / error).max() < 7
+
+
+@pytest.mark.parametrize(("change", "name"), [({"seed": 4}, "seed"), ({"samples": 41}, "samples")])
+def test_other_results_into_the_same_folder_are_refused(change, name, results, trained, data):
+    before = contents(results)
+    with pytest.raises(InputError, match=f"made from another {name}"):
+        sample_dataset(replace(SMALL, **change), trained[0], data, results)
+    assert contents(results) == before
+
+
+def test_results_of_other_data_into_the_same_folder_are_refused(results, trained, toy_data):
+    with pytest.raises(InputError, match="made from another data_sha256"):
+        sample_dataset(SMALL, trained[0], toy_data(), results)
+
+
+def test_a_result_that_was_cut_off_is_no_obstacle(trained, data, tmp_path):
+    path = result_path(tmp_path, 0)
+    path.with_name(path.name + ".partial").write_text("{")
+    assert sample_dataset(SMALL, trained[0], data, tmp_path).sampled == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"detectors": ("E1", "E3")}, "detectors"),
+        ({"detectors": ("E1", "E2", "E3")}, "detectors"),
+        ({"sample_rate": 2048.0}, "sample_rate"),
+        ({"samples": 4096}, "samples"),
+    ],
+)
+def test_data_of_another_kind_are_refused(change, name, trained, toy_data, tmp_path):
+    with pytest.raises(InputError, match=f"its {name} is .*was trained on"):
+        sample_dataset(SMALL, trained[0], toy_data(events=20, **change), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0:32", range(32)),
+        ("5", range(5, 6)),
+        ("3:", range(3, 40)),
+        (":7", range(7)),
+        ("", range(40)),
+        ("39", range(39, 40)),
+    ],
+)
+def test_a_range_of_events_is_read(text, expected):
+    assert parse_range(text, 40) == expected
+
+
+@pytest.mark.parametrize("text", ["0:41", "40", "7:7", "9:3", "-1", "1:2:3", "a", "1.5", "0-3"])
+def test_a_range_that_is_none_is_refused(text):
+    with pytest.raises(InputError, match="events: "):
+        parse_range(text, 40)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--seed", "-1"], ["--samples", "0"], ["--device", "gpu"], ["--events", "9:3"]]
+)
+def test_a_wrong_flag_is_one_sentence(flags, trained, data, tmp_path, capsys):
+    words = ["sample", "--run", str(trained[0]), "--data", str(data), "--out", str(tmp_path)]
+    assert main([*words, *flags]) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1
+    assert flags[0][2:] in complaint
+
+
+def test_the_verb_reports_in_json(trained, data, tmp_path, capsys):
+    words = ["sample", "--run", str(trained[0]), "--data", str(data), "--out", str(tmp_path)]
+    assert main([*words, "--events", "1:3", "--samples", "10", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["sampled"], report["samples"]) == (2, 10)
+    assert len(result_files(tmp_path)) == 2
+
+
+def test_a_folder_without_a_run_is_refused(data, tmp_path):
+    with pytest.raises(InputError, match="no trained run there"):
+        sample_dataset(SMALL, tmp_path, data, tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"posterior": null}'])
+def test_a_damaged_result_is_named(text, tmp_path):
+    path = result_path(tmp_path, 0)
+    path.write_text(text)
+    with pytest.raises(DamagedDataError, match="event_000000000_result.json"):
+        read_posterior(path)
