@@ -1,5 +1,6 @@
 """Where Dask's workers come from. Not covered yet: batch systems and existing schedulers."""
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -38,8 +39,13 @@ class ClusterConfig:
 
 
 def dask_setup(worker: "Worker") -> None:
-    """Leave Ctrl-C to the process that started the worker; Dask calls this in each worker."""
+    """Leave Ctrl-C and messages to the process that started the worker; Dask calls this in each.
+
+    What a task raises comes back to that process, which says it once. A worker would say it too,
+    and that it lost its scheduler when it is stopped in the middle of a task.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
 
 
 @contextmanager

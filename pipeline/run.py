@@ -31,7 +31,6 @@ from pipeline.priors import describe
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, read_psd, read_schema
 from storage.encodings import encoding_named
-from storage.errors import InputError
 from storage.files import remove_partial_files
 from storage.manifest import first_problem, read_manifests
 from storage.progress import progress_bar
@@ -198,29 +197,18 @@ def _map_shards(
 
     def submit(count: int) -> list["Future"]:
         return [
-            client.submit(_try_shard, folder.absolute(), shard, pure=False)
+            client.submit(simulate_shard, folder.absolute(), shard, pure=False)
             for shard in islice(waiting, count)
         ]
 
     running = as_completed(submit(TASKS_PER_WORKER * workers))
     try:
         for future in running:
-            report = future.result()
-            if isinstance(report, InputError):
-                raise report
-            yield report
+            yield future.result()
             for successor in submit(1):
                 running.add(successor)
     finally:
         client.cancel(list(running.futures))
-
-
-def _try_shard(folder: Path, shard: int) -> ShardReport | InputError:
-    """Simulate a shard; return the user's mistake, which Dask would log with a traceback."""
-    try:
-        return simulate_shard(folder, shard)
-    except InputError as error:
-        return error
 
 
 def _without_paths(config: SimulationConfig) -> SimulationConfig:
