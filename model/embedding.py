@@ -41,7 +41,7 @@ class FoldedResNet(nn.Module):
     """A ResNet over each detector's series folded to a square image, then a fully connected part.
 
     A row of the image is a stretch of consecutive samples, 31 ms of 256 x 256 at 8192 Hz, so that
-    its two axes are times of different scale: the first convolution takes patches of 4 rows by 8
+    its two axes are times of different scale: the first convolution takes patches of 4 rows by 16
     samples.
 
     Args:
@@ -53,7 +53,7 @@ class FoldedResNet(nn.Module):
         InputError: The series cannot be folded to a square that the patches fill.
     """
 
-    PATCH = (4, 8)
+    PATCH = (4, 16)
 
     def __init__(self, detectors: int, samples: int, config: EmbeddingConfig) -> None:
         super().__init__()

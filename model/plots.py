@@ -101,6 +101,7 @@ def plot_corner(posterior: Posterior, path: Path) -> Path:
             label_kwargs={"fontsize": 12},
             labelpad=0.06,
             plot_datapoints=False,
+            range=[0.995] * len(names),
             fill_contours=True,
             max_n_ticks=4,
         )

@@ -6,6 +6,7 @@ depends on when, where or in what order they were written.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from storage.arrays import Array
 from storage.errors import DamagedDataError, InputError
 from storage.files import read_json, write_atomically
-from storage.manifest import require_complete
+from storage.manifest import has_finished_shards, require_complete
 from storage.schema import (
     GROUP_METADATA,
     PSD_CHUNK,
@@ -30,13 +31,16 @@ from storage.urls import local_folder
 if TYPE_CHECKING:
     import xarray
 
-ARRAYS = ("strain", "parameters", "optimal_snr", "psd")
+SHARD_ARRAYS = ("strain", "parameters", "optimal_snr")
+ARRAYS = (*SHARD_ARRAYS, "psd")
 
 
 def create_dataset(
     url: str | Path, schema: Schema, psd: Float[Array, "detector frequency"]
 ) -> Path:
     """Create an empty data set, or accept one that was created from the same facts.
+
+    One without a finished shard holds nothing that could be lost: it is created anew.
 
     Args:
         url: The folder.
@@ -51,7 +55,7 @@ def create_dataset(
     """
     folder = local_folder(url)
     files = dataset_files(schema, psd)
-    if (folder / GROUP_METADATA).exists():
+    if (folder / GROUP_METADATA).exists() and not _holds_nothing_yet(folder):
         _refuse_another_configuration(folder, files[GROUP_METADATA])
         for path, content in files.items():  # those that were lost or altered since
             if not (folder / path).is_file() or (folder / path).read_bytes() != content:
@@ -63,6 +67,8 @@ def create_dataset(
         raise InputError(
             f"{folder}: is not a data set but holds {other}; give a new or an empty folder"
         )
+    for name in SHARD_ARRAYS:  # what a run of another configuration left that finished no shard
+        shutil.rmtree(folder / name / "c", ignore_errors=True)
     for path, content in files.items():
         write_atomically(folder / path, content)
     return folder
@@ -174,6 +180,12 @@ def _read_table(url: str | Path, name: str) -> Float[Array, "event column"]:
     ]
     table: Array = np.concatenate(chunks)[: schema.events]
     return table
+
+
+def _holds_nothing_yet(folder: Path) -> bool:
+    """Whether a folder is a data set of ours without a finished shard."""
+    attributes = read_json(folder / GROUP_METADATA).get("attributes", {})
+    return "strainflow" in attributes and not has_finished_shards(folder)
 
 
 def _foreign_entry(folder: Path, files: Mapping[str, bytes]) -> str | None:

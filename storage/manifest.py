@@ -10,7 +10,7 @@ from typing import Any
 
 from storage.errors import DamagedDataError
 from storage.files import read_json, write_atomically
-from storage.schema import MANIFEST_FOLDER, Schema, canonical_json
+from storage.schema import GROUP_METADATA, MANIFEST_FOLDER, Schema, canonical_json
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ def finished_shards(folder: Path, schema: Schema) -> list[int]:
     """The numbers of the shards that have a manifest, in order."""
     present = {path.stem for path in (folder / MANIFEST_FOLDER).glob("*.json")}
     return [shard for shard in range(schema.shards) if f"{shard:06d}" in present]
+
+
+def has_finished_shards(folder: Path) -> bool:
+    """Whether any shard has a manifest."""
+    return any(path.name != GROUP_METADATA for path in (folder / MANIFEST_FOLDER).glob("*.json"))
 
 
 def require_complete(folder: Path, schema: Schema) -> dict[int, Manifest]:

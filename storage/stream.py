@@ -110,6 +110,7 @@ class EventStream(IterableDataset):
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._shuffle, self._threads, self._prefetch = shuffle, threads, prefetch
         self._allocate = allocate
+        self._buffers: list[Batch] = []
         self._seed, self._epoch, self._position = seed, 0, 0
 
     @property
@@ -146,7 +147,9 @@ class EventStream(IterableDataset):
                 "EventStream: a DataLoader worker would deliver every event once more, in the same "
                 "order each epoch; use num_workers=0 (the stream reads with threads of its own)"
             )
-        ring = itertools.cycle([self._new_buffer() for _ in range(self._prefetch + 1)])
+        if not self._buffers:  # kept for the next epoch: memory is slow when it is touched first
+            self._buffers = [self._new_buffer() for _ in range(self._prefetch + 1)]
+        ring = itertools.cycle(self._buffers)
         in_flight: deque[_Read] = deque()
         with (
             closing(_OpenShards(self._folder, self.schema.events_per_shard)) as shards,

@@ -101,6 +101,22 @@ def test_another_configuration_is_refused_with_the_key_that_differs(filled, chan
     assert content(filled.folder) == before
 
 
+def test_a_set_without_a_finished_shard_gives_way_to_another_configuration(empty, finish):
+    create_dataset(empty.folder, replace(empty.schema, encoding=ENCODINGS["float16"]), empty.psd)
+    stray = empty.folder / "strain/c/99/0/0"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"of a run that was refused")
+    create_dataset(empty.folder, empty.schema, empty.psd)
+    assert read_schema(empty.folder).encoding == empty.schema.encoding
+    assert not stray.exists()
+
+
+def test_a_zarr_group_of_somebody_else_is_never_replaced(tmp_path, small):
+    (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    with pytest.raises(InputError, match="holds a data set of another configuration"):
+        create_dataset(tmp_path, small, np.ones((3, 9)))
+
+
 def test_another_psd_is_refused(filled):
     with pytest.raises(InputError, match=r"another configuration \(psd.attributes.sha256: "):
         create_dataset(filled.folder, filled.schema, 2 * filled.psd)
