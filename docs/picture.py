@@ -1,6 +1,6 @@
 """Draws docs/picture.png, the README's picture, from what `make demo` left.
 
-    .venv/bin/python docs/picture.py
+.venv/bin/python docs/picture.py
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from model.plots import BLUE, GREY, ORANGE
+from pipeline import DatasetConfig
 from pipeline.simulate import Simulator
 from storage import open_dataset
 from storage.dataset import read_schema
@@ -20,8 +21,7 @@ DEMO = Path("demo")
 
 
 def main() -> None:
-    from pipeline import DatasetConfig
-
+    """Draw it."""
     data = open_dataset(DEMO / "test.zarr")
     names = read_schema(DEMO / "test.zarr").parameter_names
     truth = dict(zip(names, data.parameters[EVENT].values, strict=True))

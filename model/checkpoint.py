@@ -225,6 +225,7 @@ def config_to_dict(config: TrainConfig) -> dict[str, Any]:
     document = asdict(config)
     document["parameters"] = list(config.parameters)
     document["embedding"]["channels"] = list(config.embedding.channels)
+    document["embedding"]["patch"] = list(config.embedding.patch)
     return document
 
 

@@ -12,18 +12,22 @@ class EmbeddingConfig:
 
     Args:
         kind: Which front end; folded-resnet: a ResNet over each series folded to a square image.
+        patch: Rows and columns of the image that the first convolution joins.
         channels: Of each stage; each but the first halves the image's sides.
         blocks: Residual blocks a stage.
         condition: Length of c.
     """
 
     kind: str = "folded-resnet"
+    patch: tuple[int, int] = (4, 16)
     channels: tuple[int, ...] = (24, 48, 96, 192)
     blocks: int = 1
     condition: int = 128
 
     def __post_init__(self) -> None:
         _require_at_least_one("embedding", self, "blocks", "condition")
+        if min(self.patch) < 1:
+            raise InputError(f"embedding.patch: got {list(self.patch)}, at least 1 is needed")
         if not self.channels or min(self.channels) < 8 or any(n % 8 for n in self.channels):
             raise InputError(
                 f"embedding.channels: got {list(self.channels)}, multiples of 8 are needed"

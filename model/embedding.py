@@ -41,32 +41,30 @@ class FoldedResNet(nn.Module):
     """A ResNet over each detector's series folded to a square image, then a fully connected part.
 
     A row of the image is a stretch of consecutive samples, 31 ms of 256 x 256 at 8192 Hz, so that
-    its two axes are times of different scale: the first convolution takes patches of 4 rows by 16
-    samples.
+    its two axes are times of different scale; so are the sides of the first convolution's patch.
 
     Args:
         detectors: Number of detectors, the image's channels.
-        samples: Time samples of an event in each detector; the square of a multiple of 8.
+        samples: Time samples of an event in each detector; a square number, its root a
+            multiple of the patch's sides.
         config: Widths and depths.
 
     Raises:
         InputError: The series cannot be folded to a square that the patches fill.
     """
 
-    PATCH = (4, 16)
-
     def __init__(self, detectors: int, samples: int, config: EmbeddingConfig) -> None:
         super().__init__()
         self.side = math.isqrt(samples)
-        if self.side**2 != samples or self.side % max(self.PATCH):
+        if self.side**2 != samples or any(self.side % size for size in config.patch):
             raise InputError(
-                f"embedding.kind: folded-resnet folds a series to a square whose side is a "
-                f"multiple of {max(self.PATCH)}, {samples} samples are none; choose duration and "
-                "sample rate so that their product is one, such as 65536"
+                f"embedding.kind: folded-resnet folds a series to a square that patches of "
+                f"{config.patch[0]} x {config.patch[1]} fill, {samples} samples are none; choose "
+                "duration and sample rate so that their product is one, such as 65536"
             )
         first = config.channels[0]
         stages: list[nn.Module] = [
-            nn.Conv2d(detectors, first, self.PATCH, stride=self.PATCH, bias=False)
+            nn.Conv2d(detectors, first, config.patch, stride=config.patch, bias=False)
         ]
         width = first
         for number, channels in enumerate(config.channels):

@@ -43,7 +43,7 @@ TOY = Schema(
     provenance={"band": [16.0, 512.0], "seed": 1},
 )
 SMALL_NETWORK = TrainConfig(
-    embedding=EmbeddingConfig(channels=(8, 16), condition=16),
+    embedding=EmbeddingConfig(patch=(4, 8), channels=(8, 16), condition=16),
     flow=FlowConfig(transforms=4, hidden=16, blocks=1, bins=4),
     optimiser=OptimiserConfig(learning_rate=5e-3),
     epochs=5,

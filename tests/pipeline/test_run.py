@@ -249,7 +249,7 @@ def test_another_configuration_is_refused_and_changes_nothing(et_bbh, by_one_wor
 
 
 def test_the_same_psd_file_elsewhere_is_the_same_configuration(et_bbh, tmp_path):
-    folder = tmp_path / "x.zarr"
+    folder, made = tmp_path / "x.zarr", []
     for place in ("here", "there"):
         (tmp_path / place).mkdir()
         path = tmp_path / place / "psd.txt"
@@ -257,10 +257,12 @@ def test_the_same_psd_file_elsewhere_is_the_same_configuration(et_bbh, tmp_path)
         config = et_bbh(f"--psd.file={path}")
         simulator = Simulator.from_config(config.simulation)
         create_dataset(folder, describe_dataset(config, simulator), simulator.psd)
+        made.append(digests(folder))
     path.write_text("5 2e-24\n5000 1e-24\n")
     simulator = Simulator.from_config(config.simulation)
-    with pytest.raises(InputError, match="another configuration"):
-        create_dataset(folder, describe_dataset(config, simulator), simulator.psd)
+    create_dataset(folder, describe_dataset(config, simulator), simulator.psd)
+    made.append(digests(folder))
+    assert made[0] == made[1] != made[2]
 
 
 def test_what_is_recorded_makes_the_same_events_again(et_bbh, tmp_path):
