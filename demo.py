@@ -23,7 +23,7 @@ STAGES = {
     "read": "bench read demo/train.zarr --rounds 3 --peers false",
     "train": "train --config model/recipes/demo.yaml --data demo/train.zarr --out demo/run",
     "sample": "sample --run demo/run --data demo/test.zarr --samples 1000 --out demo/results",
-    "diagnose": "diagnose demo/results --out demo/pictures",
+    "diagnose": "diagnose demo/results --level 0.01 --out demo/pictures",
 }
 
 
@@ -59,12 +59,12 @@ def _table(reports: dict[str, dict[str, Any]], seconds: float) -> str:
     sample, diagnosis = reports["sample"], reports["diagnose"]
     stream = next(rate for rate in read["rates"] if rate["name"].startswith("EventStream"))
     chirp_mass = next(check for check in diagnosis["checks"] if check["name"] == "chirp_mass")
-    per_sample = 1e6 * sample["seconds"] / (sample["sampled"] * sample["samples"])
+    per_sample = _ratio(1e6 * sample["seconds"], sample["sampled"] * sample["samples"])
     rows = [
         ("stage", "here", "the reference (ET-0273A-24)"),
         (
             "simulation",
-            f"{simulate['core_seconds'] / simulate['simulated']:.3f} core-s an event",
+            f"{_ratio(simulate['core_seconds'], simulate['simulated'], 3)} core-s an event",
             "0.46 core-s an event",
         ),
         ("data set", f"{1e6 * read['gigabytes'] / simulate['events']:.0f} kB an event", "786 kB"),
@@ -76,13 +76,13 @@ def _table(reports: dict[str, dict[str, Any]], seconds: float) -> str:
         ),
         (
             f"training ({train['device']})",
-            f"{train['events'] / train['seconds']:.0f} events/s",
+            f"{_ratio(train['events'], train['seconds'])} events/s",
             "256 events/s on an L40",
         ),
         ("waiting for data", f"{100 * train['data_wait']:.1f} % of the training", "not published"),
         (
             "inference",
-            f"{per_sample:.0f} us a sample an event, of {len(diagnosis['checks'])} parameters",
+            f"{per_sample} us a sample an event, of {len(diagnosis['checks'])} parameters",
             "57 us on an L40, of 14",
         ),
         (
@@ -107,5 +107,13 @@ def _table(reports: dict[str, dict[str, Any]], seconds: float) -> str:
     )
 
 
+def _ratio(value: float, unit: float, digits: int = 0) -> str:
+    """A rate; a dash where an interrupted demo left the work but not its report."""
+    return f"{value / unit:.{digits}f}" if unit else "-"
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted; what is finished stays, run `make demo` again to go on")

@@ -33,7 +33,7 @@ VERBS = {
 }
 
 # The extra that brings what a package needs.
-EXTRAS = {"pipeline": "pipeline", "model": "model", "storage": ""}
+EXTRAS = {"pipeline": "[pipeline]", "model": "[model]", "storage": ""}
 
 DONE, ANSWER_IS_NO, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 
@@ -55,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _parse(verb, function, words[len(verb.split()) :])()
     except InputError as error:
         return _complain(f"strainflow {verb}", _one_sentence(str(error)))
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.split(".")[0] in EXTRAS:
+            raise
+        extra = EXTRAS[VERBS[verb][0].split(".")[0]]
+        return _complain(
+            f"strainflow {verb}", f"the package {error.name} is missing; install strainflow{extra}"
+        )
     except DamagedDataError as error:
         _complain(f"strainflow {verb}", _one_sentence(str(error)))
         return ANSWER_IS_NO
@@ -172,15 +179,7 @@ def _find_recipe(words: Sequence[str]) -> list[str]:
 
 def _resolve(location: str) -> Callable[..., int]:
     module, name = location.split(":")
-    package = module.split(".")[0]
-    try:
-        function: Callable[..., int] = getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in EXTRAS:
-            raise
-        raise InputError(
-            f"the package {error.name} is missing; install strainflow[{EXTRAS[package]}]"
-        ) from None
+    function: Callable[..., int] = getattr(import_module(module), name)
     return function
 
 

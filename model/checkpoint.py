@@ -12,7 +12,7 @@ import csv
 import io
 import math
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def restore_if_there(
         _refuse_foreign_folder(config, run)
         return None
     checkpoint = restore(run)
-    if checkpoint.config != config:
+    if _what_decides(checkpoint.config) != _what_decides(config):
         raise InputError(
             f"{run}: holds a run of another configuration; give another --out, or "
             f"--config {run / CONFIG}"
@@ -138,6 +138,11 @@ def restore_if_there(
             f"{run}: was trained on another data set than {data}; give that one, or another --out"
         )
     return checkpoint
+
+
+def _what_decides(config: TrainConfig) -> TrainConfig:
+    """The configuration without what changes nothing but the speed."""
+    return replace(config, threads=1, checkpoint_minutes=1.0, device="auto")
 
 
 def _refuse_altered_bytes(path: Path) -> None:

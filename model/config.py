@@ -5,6 +5,8 @@ from typing import Literal
 
 from storage.errors import InputError
 
+MOST_BINS = 500  # nflows keeps each bin above a thousandth of the whole
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig:
@@ -54,6 +56,8 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         _require_at_least_one("flow", self, "transforms", "hidden", "blocks", "bins", "tail_bound")
+        if self.bins > MOST_BINS:
+            raise InputError(f"flow.bins: got {self.bins}, at most {MOST_BINS} are possible")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,10 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0 or not self.largest_gradient > 0:
             raise InputError("optimiser: learning_rate and largest_gradient must be positive")
+        if self.weight_decay < 0:
+            raise InputError(
+                f"optimiser.weight_decay: got {self.weight_decay:g}, must not be negative"
+            )
         if not 0 <= self.warmup < 1:
             raise InputError(f"optimiser.warmup: got {self.warmup:g}, must lie in [0, 1)")
 

@@ -77,6 +77,8 @@ def diagnose(
         InputError: There are too few results, they lack the truth, or are not of one run.
         DamagedDataError: A file is damaged.
     """
+    if corners < 0:
+        raise InputError(f"corners: got {corners}, must not be negative")
     if not 0 < level < 1:
         raise InputError(f"level: got {level:g}, must lie in (0, 1)")
     files = result_files(results)

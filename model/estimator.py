@@ -32,6 +32,7 @@ class DataFacts:
         f_lower: Where the analysis band begins [Hz].
         scale_factor: Sigma per integer step of the stored strain; 1 where it is sigma itself.
         noisy: Whether the stored strain holds noise.
+        start_time: Of the segment [GPS s]; None where the data set does not say.
     """
 
     detectors: tuple[str, ...]
@@ -40,6 +41,7 @@ class DataFacts:
     f_lower: float
     scale_factor: float
     noisy: bool
+    start_time: float | None = None
 
     @classmethod
     def of(cls, schema: Schema) -> "DataFacts":
@@ -60,6 +62,7 @@ class DataFacts:
             f_lower=float(schema.provenance["band"][0]),
             scale_factor=schema.encoding.scale_factor or 1.0,
             noisy=schema.noisy,
+            start_time=schema.provenance.get("start_time"),
         )
 
     def preprocess(self) -> Preprocess:

@@ -59,7 +59,7 @@ def plot_loss(rows: Sequence[Mapping[str, str]], path: Path) -> Path:
             text = name.replace("_loss", "").replace("train", "training")
             axes.plot(steps, losses, color=colour, linewidth=width, marker=marker, ms=4, label=text)
     axes.set_xlabel("step")
-    axes.set_ylabel(r"$-\log q(\theta\,|\,d)$  [nats]")
+    axes.set_ylabel(r"loss: mean $-\log q$ of the truth, in the flow's space [nats]")
     axes.legend(frameon=False)
     return _save(figure, path)
 
@@ -157,7 +157,7 @@ def plot_pp(
         )
     axes.set_xlabel("credible level")
     axes.set_ylabel("share of events with the truth below it")
-    axes.set_title(f"{events} held-out events, bands of 1, 2 and 3 sigma", fontsize=11)
+    axes.set_title(f"{events} events, bands of 1, 2 and 3 sigma", fontsize=11)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.legend(frameon=False, loc="upper left")

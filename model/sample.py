@@ -179,7 +179,7 @@ def _refuse_other_data(
 ) -> None:
     """Refuse data that the network cannot read, or that do not hold what it infers."""
     trained, given = estimator.facts, DataFacts.of(schema)
-    for name in ("detectors", "samples", "sample_rate", "f_lower"):
+    for name in ("detectors", "samples", "sample_rate", "f_lower", "start_time"):
         there, here = getattr(trained, name), getattr(given, name)
         if there != here:
             raise InputError(

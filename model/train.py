@@ -25,7 +25,7 @@ from model.estimator import DataFacts, Estimator
 from model.parameters import ParameterMap
 from model.plots import plot_loss
 from storage.arrays import Array
-from storage.dataset import read_parameters
+from storage.dataset import read_parameters, read_schema
 from storage.errors import InputError
 from storage.progress import progress_bar
 from storage.schema import GROUP_METADATA
@@ -52,7 +52,7 @@ class TrainReport:
         events: Training events that this call took, counted each time.
         seconds: Wall time of the steps of this call [s].
         data_wait: Share of that time spent waiting for data.
-        validation_loss: At the end, in nats.
+        validation_loss: The last, in nats; None before the end of the first epoch.
         embedding_parameters: Weights in the embedding.
         device: Where it ran.
         picture: The loss curve.
@@ -66,7 +66,7 @@ class TrainReport:
     events: int
     seconds: float
     data_wait: float
-    validation_loss: float
+    validation_loss: float | None
     embedding_parameters: int
     device: str
     picture: str
@@ -98,7 +98,7 @@ def train(config: TrainConfig, data: str | Path, out: str | Path) -> TrainReport
         events=clock.events,
         seconds=clock.seconds,
         data_wait=clock.data_wait,
-        validation_loss=trainer.validation_loss,
+        validation_loss=None if math.isnan(trainer.validation_loss) else trainer.validation_loss,
         embedding_parameters=sum(w.numel() for w in trainer.estimator.embedding.parameters()),
         device=str(trainer.device),
         picture=str(plot_loss(trainer.history.rows, Path(out) / "loss.png")),
@@ -269,7 +269,7 @@ def _split(
         array: Array = torch.empty(shape, dtype=kind, pin_memory=True).numpy()
         return array
 
-    whole = EventStream(data, batch_size=1).events
+    whole = read_schema(data).events
     kept = round(config.validation * whole)
     if not 0 < kept < whole:
         raise InputError(

@@ -248,7 +248,8 @@ class DatasetConfig(SimulationConfig):
 
     Args:
         events: Number of events.
-        encoding: How strain is stored: float32, float16, int16 or int8.
+        encoding: How strain is stored: float32, float16, int16, or int8, which holds 15.9 sigma:
+            set network_snr.maximum to 100 or less.
         events_per_shard: Events in one file.
         cluster: Where the work is done.
     """

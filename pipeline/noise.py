@@ -140,8 +140,8 @@ class Whitening:
     ) -> Float[Array, "detector time"]:
         """Transform to the time domain and cut the last `duration` seconds out, float32 [sigma].
 
-        Single precision: its error is 1e-7 of the signal, a hundred times below what any encoding
-        of the data set keeps, at half the time.
+        Single precision: its error is 1e-7 of the signal, about the rounding of float32, in which
+        it is stored at best, at half the time.
         """
         series = _to_time(whitened, first_bin, self.segment.generation_samples)
         return series[:, -self.segment.samples :]

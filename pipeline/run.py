@@ -31,10 +31,12 @@ from pipeline.priors import describe
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, read_psd, read_schema
 from storage.encodings import encoding_named
-from storage.files import remove_partial_files
-from storage.manifest import first_problem, read_manifests
+from storage.errors import InputError
+from storage.files import only_writer, remove_partial_files
+from storage.manifest import first_problem, manifest_path, read_manifests
 from storage.progress import progress_bar
 from storage.schema import GROUP_METADATA, Parameter, Schema
+from storage.urls import local_folder
 from storage.writer import write_shard
 
 if TYPE_CHECKING:
@@ -93,14 +95,24 @@ def simulate_dataset(config: DatasetConfig, out: str | Path) -> RunReport:
         KeyboardInterrupt: After everything was stopped; finished shards stay.
     """
     simulator = Simulator.from_config(config.simulation)
+    folder = local_folder(out)
+    if folder.is_file():
+        raise InputError(f"{folder}: is a file; give the name of a folder to create")
+    with only_writer(folder):
+        return _complete(config, simulator, folder)
+
+
+def _complete(config: DatasetConfig, simulator: Simulator, folder: Path) -> RunReport:
+    """Simulate the shards that are missing or damaged."""
     schema = describe_dataset(config, simulator)
-    folder = create_dataset(out, schema, simulator.psd)
+    create_dataset(folder, schema, simulator.psd)
     remove_partial_files(folder)
-    present = {
-        shard
-        for shard, manifest in read_manifests(folder, schema).items()
-        if first_problem(folder, manifest) is None
-    }
+    present = set()
+    for shard, manifest in read_manifests(folder, schema).items():
+        if first_problem(folder, manifest) is None:
+            present.add(shard)
+        else:  # while it is written again it does not count as finished
+            manifest_path(folder, shard).unlink()
     missing = [shard for shard in range(schema.shards) if shard not in present]
     reports: list[ShardReport] = []
     seconds = 0.0
@@ -191,7 +203,7 @@ def _map_shards(
     client: "Client", folder: Path, shards: list[int], workers: int
 ) -> Iterator[ShardReport]:
     """Run one task a shard, a few at a time, and yield their reports as they come."""
-    from distributed import as_completed
+    from distributed import KilledWorker, as_completed
 
     waiting = iter(shards)
 
@@ -207,6 +219,11 @@ def _map_shards(
             yield future.result()
             for successor in submit(1):
                 running.add(successor)
+    except KilledWorker:
+        raise InputError(
+            "cluster: the workers that took a shard died again and again, most likely for lack of "
+            "memory; give fewer cluster.workers and run it again: what is finished stays"
+        ) from None
     finally:
         client.cancel(list(running.futures))
 

@@ -21,7 +21,8 @@ from storage.arrays import Array
 from storage.errors import InputError
 from storage.schema import Event
 
-# A recipe that accepts fewer draws than one in so many is a mistake, not a plan.
+# A recipe that accepts one draw in a hundred still finishes a million events: all of so many are
+# rejected with a probability of 1e-9.
 MOST_DRAWS = 2000
 
 

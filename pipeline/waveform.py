@@ -43,7 +43,7 @@ def approximant_number(name: str) -> int:
         InputError: There is none of that name.
     """
     number = getattr(lalsimulation, name, None)
-    if not isinstance(number, int) or lalsimulation.GetStringFromApproximant(number) != name:
+    if not isinstance(number, int) or _name_of_approximant(number) != name:
         raise InputError(
             f"waveform.approximant: got {name!r}, LALSimulation knows none of that name; "
             "try IMRPhenomXPHM"
@@ -54,6 +54,14 @@ def approximant_number(name: str) -> int:
             "is needed; try IMRPhenomXPHM"
         )
     return number
+
+
+def _name_of_approximant(number: int) -> str | None:
+    try:
+        name: str = lalsimulation.GetStringFromApproximant(number)
+    except RuntimeError:  # one of LALSimulation's other constants
+        return None
+    return name
 
 
 def lal_arguments(

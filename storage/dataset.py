@@ -67,8 +67,14 @@ def create_dataset(
         raise InputError(
             f"{folder}: is not a data set but holds {other}; give a new or an empty folder"
         )
-    for name in SHARD_ARRAYS:  # what a run of another configuration left that finished no shard
-        shutil.rmtree(folder / name / "c", ignore_errors=True)
+    if (folder / GROUP_METADATA).exists():  # of a run that finished no shard
+        for name in SHARD_ARRAYS:
+            shutil.rmtree(folder / name / "c", ignore_errors=True)
+    elif has_finished_shards(folder):
+        raise InputError(
+            f"{folder}: holds finished shards but no {GROUP_METADATA}; put that file back, or give "
+            "another --out"
+        )
     for path, content in files.items():
         write_atomically(folder / path, content)
     return folder

@@ -1,13 +1,16 @@
 """Files that are whole or not there."""
 
+import fcntl
 import hashlib
 import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from storage.errors import DamagedDataError
+from storage.errors import DamagedDataError, InputError
 
 
 class AtomicFile:
@@ -45,6 +48,30 @@ class AtomicFile:
             self._file.close()
             self._file = None
             self._partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is created where there is none, against a second run.
+
+    The lock belongs to the process: it goes with it, however it ends, and leaves no file.
+
+    Raises:
+        InputError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(
+            f"{folder}: another run is writing there; wait for its end, or give another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, data: bytes) -> tuple[int, str]:

@@ -147,9 +147,11 @@ class EventStream(IterableDataset):
                 "EventStream: a DataLoader worker would deliver every event once more, in the same "
                 "order each epoch; use num_workers=0 (the stream reads with threads of its own)"
             )
-        if not self._buffers:  # kept for the next epoch: memory is slow when it is touched first
-            self._buffers = [self._new_buffer() for _ in range(self._prefetch + 1)]
-        ring = itertools.cycle(self._buffers)
+        # Kept for the next epoch: memory is slow when it is touched first. Taken while in use, so
+        # that a second iterator makes its own.
+        buffers = self._buffers or [self._new_buffer() for _ in range(self._prefetch + 1)]
+        self._buffers = []
+        ring = itertools.cycle(buffers)
         in_flight: deque[_Read] = deque()
         with (
             closing(_OpenShards(self._folder, self.schema.events_per_shard)) as shards,
@@ -166,6 +168,7 @@ class EventStream(IterableDataset):
                     yield self._deliver(in_flight.popleft())
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+                self._buffers = buffers
 
     def _rest_of_epoch(self) -> Iterator[tuple[Int64[Array, "event"], tuple[int, int]]]:
         """This rank's events of each batch, with the (epoch, position) that follows it."""

@@ -16,7 +16,7 @@ from storage import open_dataset
 from storage.dataset import create_dataset, read_parameters, read_psd, read_schema
 from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError, InputError
-from storage.files import remove_partial_files
+from storage.files import only_writer, remove_partial_files
 from storage.manifest import finished_shards, read_manifests, require_complete
 from storage.writer import write_shard
 
@@ -115,6 +115,23 @@ def test_a_zarr_group_of_somebody_else_is_never_replaced(tmp_path, small):
     (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
     with pytest.raises(InputError, match="holds a data set of another configuration"):
         create_dataset(tmp_path, small, np.ones((3, 9)))
+
+
+def test_finished_shards_survive_the_loss_of_the_groups_metadata(filled):
+    (filled.folder / "zarr.json").unlink()
+    before = content(filled.folder)
+    with pytest.raises(InputError, match=r"holds finished shards but no zarr\.json"):
+        create_dataset(filled.folder, filled.schema, filled.psd)
+    assert content(filled.folder) == before
+
+
+def test_a_second_run_into_one_folder_is_refused_until_the_first_has_ended(tmp_path):
+    with only_writer(tmp_path / "x.zarr"):
+        with pytest.raises(InputError, match="another run is writing there"):
+            with only_writer(tmp_path / "x.zarr"):
+                pass
+    with only_writer(tmp_path / "x.zarr"):
+        assert list((tmp_path / "x.zarr").iterdir()) == []
 
 
 def test_another_psd_is_refused(filled):

@@ -385,3 +385,14 @@ def test_an_incomplete_data_set_is_refused(empty, finish):
     finish(empty, [0, 1])
     with pytest.raises(DamagedDataError, match="1 of 3 shards are missing"):
         EventStream(empty.folder, batch_size=2)
+
+
+def test_two_iterators_of_one_stream_do_not_share_buffers(filled):
+    stream = EventStream(filled.folder, batch_size=4, shuffle=False)
+    first, second = iter(stream), iter(stream)
+    batch = next(first)
+    kept = batch.strain.copy()
+    for other in second:
+        assert not np.shares_memory(batch.strain, other.strain)
+    np.testing.assert_array_equal(batch.strain, kept)
+    first.close()
