@@ -181,7 +181,7 @@ def _refuse_other_data(
     trained, given = estimator.facts, DataFacts.of(schema)
     for name in ("detectors", "samples", "sample_rate", "f_lower", "start_time"):
         there, here = getattr(trained, name), getattr(given, name)
-        if there != here:
+        if there != here and None not in (there, here):
             raise InputError(
                 f"{data}: its {name} is {here}, the run {run} was trained on {there}; give data "
                 "of the same kind"
