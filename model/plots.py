@@ -59,7 +59,7 @@ def plot_loss(rows: Sequence[Mapping[str, str]], path: Path) -> Path:
             text = name.replace("_loss", "").replace("train", "training")
             axes.plot(steps, losses, color=colour, linewidth=width, marker=marker, ms=4, label=text)
     axes.set_xlabel("step")
-    axes.set_ylabel(r"loss: mean $-\log q$ of the truth, in the flow's space [nats]")
+    axes.set_ylabel(r"loss: $-\log q$ of the truth [nats]")
     axes.legend(frameon=False)
     return _save(figure, path)
 
