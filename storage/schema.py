@@ -1,7 +1,6 @@
 """What a data set is: the facts that every shard shares, and their form as Zarr v3 metadata.
 
-`storage/FORMAT.md` is the specification for readers in other languages; this module and `shard`
-are its only implementation here.
+`storage/FORMAT.md` is the specification for readers in other languages.
 """
 
 import hashlib
