@@ -130,7 +130,7 @@ def summary(diagnosis: Diagnosis) -> str:
     lines = [f"{diagnosis.events} events"]
     lines += [
         f"  {check.name:<20} KS p = {check.p_value:.3f}   {check.narrowing:5.1f} times narrower "
-        f"than the prior   bias {check.bias:+.2f} sigma"
+        f"than the spread of the truths   bias {check.bias:+.2f} sigma"
         for check in diagnosis.checks
     ]
     lines.append(f"  combined p = {diagnosis.combined_p_value:.3f}; must reach {diagnosis.level:g}")

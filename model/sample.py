@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64, Num
 from model.checkpoint import CHECKPOINT, load
 from model.estimator import DataFacts, Estimator
 from storage.arrays import Array
-from storage.dataset import read_optimal_snr, read_schema
+from storage.dataset import dataset_digest, read_optimal_snr, read_schema
 from storage.errors import InputError
 from storage.progress import progress_bar
 from storage.results import (
@@ -25,9 +25,8 @@ from storage.results import (
     result_path,
     write_posterior,
 )
-from storage.schema import GROUP_METADATA, Schema
+from storage.schema import Schema
 from storage.stream import EventStream
-from storage.urls import local_folder
 
 BATCH = 32
 
@@ -100,8 +99,8 @@ def sample_dataset(
     _refuse_other_data(estimator, schema, run, data)
     wanted = parse_range(config.events, schema.events)
     provenance = {
-        "checkpoint_sha256": _sha256(Path(run) / CHECKPOINT),
-        "data_sha256": _sha256(local_folder(data) / GROUP_METADATA),
+        "checkpoint_sha256": hashlib.sha256((Path(run) / CHECKPOINT).read_bytes()).hexdigest(),
+        "data_sha256": dataset_digest(data),
         "seed": config.seed,
         "samples": config.samples,
         "version": version("strainflow"),
@@ -165,6 +164,12 @@ class _Sampler:
         seeds = [self._seed(event, "samples") for event in events]
         theta, log_prob = self._estimator.sample(strain, self._config.samples, seeds)
         drawn = theta.cpu().numpy(), log_prob.cpu().numpy()
+        finite = np.isfinite(drawn[0]).all((1, 2)) & np.isfinite(drawn[1]).all(1)
+        if not finite.all():
+            raise InputError(
+                f"event {events[~finite][0]}: the flow gave samples that are not finite; train the "
+                "run longer or with a lower optimiser.learning_rate into another --out"
+            )
         self.seconds += time.perf_counter() - start
         return drawn
 
@@ -201,7 +206,3 @@ def _refuse_other_results(folder: Path, provenance: dict[str, object]) -> None:
                 f"{folder}: holds results made from another {name} ({there.get(name)} there, "
                 f"{value} asked for); give another --out"
             )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

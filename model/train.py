@@ -6,7 +6,6 @@ CPU, at the same weights bit for bit.
 Not covered yet: several GPUs, mixed precision.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,10 @@ from model.estimator import DataFacts, Estimator
 from model.parameters import ParameterMap
 from model.plots import plot_loss
 from storage.arrays import Array
-from storage.dataset import read_parameters, read_schema
+from storage.dataset import dataset_digest, read_parameters, read_schema
 from storage.errors import InputError
 from storage.progress import progress_bar
-from storage.schema import GROUP_METADATA
 from storage.stream import Batch, EventStream
-from storage.urls import local_folder
 
 if TYPE_CHECKING:
     from storage.progress import Bar
@@ -117,7 +114,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, data: str | Path, run: Path) -> None:
         self.config, self.run = config, run
         self.device = choose_device(config.device)
-        self.data_digest = _digest(data)
+        self.data_digest = dataset_digest(data)
         self.training, self.validation = _split(config, data, self.device)
         resumed = run_folder.restore_if_there(config, data, run, self.data_digest)
         if resumed is None:
@@ -304,9 +301,3 @@ def _generator(device: torch.device, *key: int) -> torch.Generator:
     sequence = np.random.SeedSequence(key[0], spawn_key=key[1:])
     seed = int(sequence.generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(seed % 2**63)
-
-
-def _digest(data: str | Path) -> str:
-    """A digest of what a data set is; empty where there is none, which the stream will say."""
-    path = local_folder(data) / GROUP_METADATA
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

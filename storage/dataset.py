@@ -107,6 +107,16 @@ def read_schema(url: str | Path) -> Schema:
         ) from None
 
 
+def dataset_digest(url: str | Path) -> str:
+    """SHA-256 of the group's metadata, which say what the data set is.
+
+    Raises:
+        InputError: There is no data set of ours.
+    """
+    read_schema(url)
+    return hashlib.sha256((local_folder(url) / GROUP_METADATA).read_bytes()).hexdigest()
+
+
 def read_psd(url: str | Path) -> Float[Array, "detector frequency"]:
     """Read the one-sided PSD of each detector [1/Hz].
 

@@ -98,7 +98,8 @@ ENCODINGS: dict[str, Encoding] = {
         Encoding("float16"),
         # +-512 sigma, far above any peak of a binary in ET; costs 1e-5 of the SNR.
         Encoding("int16", scale_factor=1 / 64),
-        # +-15.9 sigma: noise and signals of a network SNR up to about 100; costs 6.5e-4.
+        # +-15.9 sigma; costs 6.5e-4. Signals of `et-bbh` peak at 0.076 of their network SNR at most
+        # (250 events), noise adds about 5 sigma: safe up to a network SNR of 100.
         Encoding("int8", scale_factor=1 / 8),
     )
 }
