@@ -69,7 +69,7 @@ def test_a_data_set_whose_creation_was_interrupted_does_not_look_like_one(
     def interrupted(path, data):
         if next(calls) == files:
             raise RuntimeError("power cut")
-        return write_atomically(path, data, contested)
+        return write_atomically(path, data)
 
     monkeypatch.setattr(dataset_module, "write_atomically", interrupted)
     with pytest.raises(RuntimeError):
