@@ -49,7 +49,7 @@ def write_shard(folder: Path, schema: Schema, shard: int, events: Iterable[Event
         first_event=schema.events_of(shard).start,
         events=len(schema.events_of(shard)),
         files={
-            path: {"bytes": length, "sha256": digest} for path, (length, digest) in written.items()
+            path: {"bytes": length, "blake3": digest} for path, (length, digest) in written.items()
         },
         crc32c=tuple(writer.crc32c),
         largest_snr_loss=max(losses),
@@ -90,7 +90,7 @@ def _typical_manifest(schema: Schema) -> Manifest:
         shard=shard,
         first_event=schema.events_of(shard).start,
         events=schema.events_per_shard,
-        files={path: {"bytes": 10**8, "sha256": "0" * 64} for path in shard_files(shard).values()},
+        files={path: {"bytes": 10**8, "blake3": "0" * 64} for path in shard_files(shard).values()},
         crc32c=(2**31,) * schema.events_per_shard,
         largest_snr_loss=1 / 3,
         rejected={},
