@@ -19,7 +19,6 @@ import numpy as np
 
 from pipeline.cluster import connect
 from pipeline.config import (
-    PARAMETERS,
     DatasetConfig,
     SimulationConfig,
     simulation_from_dict,
@@ -27,7 +26,8 @@ from pipeline.config import (
 )
 from pipeline.detector import Detector
 from pipeline.memory import keep_freed_memory
-from pipeline.priors import describe
+from pipeline.prior_text import describe
+from pipeline.priors import PARAMETERS
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, read_psd, read_schema
 from storage.encodings import encoding_named

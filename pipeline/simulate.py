@@ -12,10 +12,11 @@ from functools import cached_property, lru_cache
 import numpy as np
 from jaxtyping import Complex, Float
 
-from pipeline.config import PARAMETERS, SimulationConfig
+from pipeline.config import SimulationConfig
 from pipeline.detector import Detector, SkyPosition, detector_named, project
+from pipeline.distributions import Distribution
 from pipeline.noise import Whitening, load_psd
-from pipeline.priors import Distribution
+from pipeline.priors import PARAMETERS
 from pipeline.waveform import WaveformError, approximant_number, polarisations
 from storage.arrays import Array
 from storage.errors import InputError
@@ -24,6 +25,9 @@ from storage.schema import Event
 # A recipe that accepts one draw in a hundred still finishes a million events: all of so many are
 # rejected with a probability of 1e-9.
 MOST_DRAWS = 2000
+
+# In a row, outside the prior's constraints: no waveform is made for these, they cost seconds.
+MOST_OUTSIDE = 100_000
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,15 @@ class Simulator:
         """Simulate one event.
 
         Raises:
-            InputError: No draw out of `MOST_DRAWS` was accepted.
+            InputError: No draw out of `MOST_DRAWS` was accepted, or none was inside the
+                constraints.
         """
         generator = np.random.Generator(
             np.random.Philox(np.random.SeedSequence(self.config.seed, spawn_key=(number,)))
         )
         rejected = Counter[str]()
         for _ in range(MOST_DRAWS):
-            parameters = self.draw_parameters(generator)
+            parameters = self._draw_allowed(number, generator, rejected)
             try:
                 signal = self.signal(parameters)
             except WaveformError:
@@ -90,7 +95,7 @@ class Simulator:
         return Event(number, signal, np.array(list(parameters.values())), snr, rejected)
 
     def draw_parameters(self, generator: np.random.Generator) -> dict[str, float]:
-        """Draw source parameters from the prior, by bilby's names.
+        """Draw source parameters from the prior, by bilby's names, whatever its constraints.
 
         A fixed parameter uses up a random number too: fixing one leaves the others as they were.
         """
@@ -99,6 +104,21 @@ class Simulator:
             name: float(prior.rescale(number))
             for (name, prior), number in zip(self._priors.items(), uniform, strict=True)
         }
+
+    def _draw_allowed(
+        self, number: int, generator: np.random.Generator, rejected: Counter[str]
+    ) -> dict[str, float]:
+        """Draw until the prior's constraints are met; count the draws that do not meet them."""
+        for _ in range(MOST_OUTSIDE):
+            parameters = self.draw_parameters(generator)
+            if self.config.prior.allows(parameters):
+                return parameters
+            rejected["outside_constraint"] += 1
+        raise InputError(
+            f"event {number}: none of {MOST_OUTSIDE} draws in a row lies inside prior.constraints "
+            f"({', '.join(self.config.prior.constraints)}); widen them, or narrow prior.chirp_mass "
+            "and prior.mass_ratio to what they allow"
+        )
 
     def strain(
         self, parameters: Mapping[str, float]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Complex, Float
 
 from pipeline.config import SegmentConfig, WaveformConfig
+from pipeline.masses import component_masses
 from storage.arrays import Array
 from storage.errors import InputError
 
@@ -135,9 +136,3 @@ def start_taper(waveform: WaveformConfig, segment: SegmentConfig) -> Float[Array
     step = 1 / segment.generation_duration
     first, last = (round(end * waveform.f_lower / step) for end in (1, TAPER_END))
     return np.sin(np.pi / 2 * np.arange(last - first) / (last - first)) ** 2
-
-
-def component_masses(chirp_mass: float, mass_ratio: float) -> tuple[float, float]:
-    """m1 >= m2 from the chirp mass and m2/m1, in the unit of the chirp mass."""
-    mass_1 = chirp_mass * (1 + mass_ratio) ** 0.2 / mass_ratio**0.6
-    return mass_1, mass_1 * mass_ratio

@@ -9,17 +9,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.config import PARAMETERS
-from pipeline.priors import (
+from pipeline.distributions import (
     Cosine,
     DeltaFunction,
     PowerLaw,
     Sine,
     TruncatedGaussian,
     Uniform,
-    describe,
-    parse_prior,
 )
+from pipeline.prior_text import describe, parse_prior
+from pipeline.priors import PARAMETERS
 from storage.errors import InputError
 
 AS_IN_BILBY = [

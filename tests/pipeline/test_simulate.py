@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 import pipeline
-from pipeline.config import PARAMETERS, SnrWindow
+from pipeline.config import SnrWindow
+from pipeline.priors import PARAMETERS
 from pipeline.simulate import Simulator, simulate_event
 from pipeline.waveform import start_taper
 from storage.errors import InputError
