@@ -228,6 +228,7 @@ DISTRIBUTIONS: dict[str, Callable[..., Distribution]] = {
     "Gaussian": _gaussian,
     "Normal": _gaussian,
     "TruncatedGaussian": TruncatedGaussian,
+    "TruncatedNormal": TruncatedGaussian,
     "DeltaFunction": DeltaFunction,
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import CubicSpline, PPoly
+from scipy.optimize import brentq
 from scipy.special import hyp2f1
 
 from pipeline.distributions import Distribution, PowerLaw, inside, require_order
@@ -19,6 +20,7 @@ from storage.arrays import Array
 from storage.errors import InputError
 
 NODES = 1024
+LARGEST_REDSHIFT = 1000.0
 NEWTON_STEPS = 3  # a table of 1024 starts within 1e-4 of the width: two would do
 
 
@@ -158,6 +160,11 @@ def _distance_table(minimum: float, maximum: float, cosmology: str, time_dilatio
     redshifts = np.expm1(np.linspace(np.log1p(nearest), np.log1p(farthest), NODES))
     distances = np.array(model.luminosity_distance(redshifts).value)
     distances[[0, -1]] = minimum, maximum
+    if not np.all(np.diff(distances) > 0):
+        raise InputError(
+            f"minimum {minimum:g} and maximum {maximum:g} Mpc are too close; move them apart, or "
+            "give a number"
+        )
     slope = model.hubble_distance.value * model.inv_efunc(redshifts)  # dD/dz
     smooth = slope / (distances / (1 + redshifts) + (1 + redshifts) * slope)
     smooth /= (1 + redshifts) ** (3 if time_dilation else 2)
@@ -179,19 +186,20 @@ def _times_square(spline: PPoly) -> PPoly:
 
 def _redshift(model: Any, distance: float) -> float:  # noqa: ANN401  # astropy comes late
     """The redshift of a luminosity distance [Mpc]."""
-    from astropy import units
-    from astropy.cosmology import CosmologyError, z_at_value
-
-    if distance == 0:
-        return 0.0
-    try:
-        found = z_at_value(model.luminosity_distance, distance * units.Mpc, ztol=1e-12, maxfun=1000)
-    except CosmologyError:
+    farthest = model.luminosity_distance(LARGEST_REDSHIFT).value
+    if not 0 <= distance <= farthest:
         raise InputError(
-            f"no redshift up to 1000 has a luminosity distance of {distance:g} Mpc; give positive "
-            "distances in Mpc"
-        ) from None
-    return float(found.value)
+            f"{distance:g} Mpc: give luminosity distances from 0 to {farthest:.4g} Mpc, the one "
+            f"of redshift {LARGEST_REDSHIFT:g}"
+        )
+    found: float = brentq(
+        lambda redshift: model.luminosity_distance(redshift).value - distance,
+        0.0,
+        LARGEST_REDSHIFT,
+        xtol=1e-15,
+        rtol=1e-14,
+    )
+    return found
 
 
 def _cosmology_named(name: str) -> Any:  # noqa: ANN401  # astropy comes late

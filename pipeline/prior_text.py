@@ -129,7 +129,9 @@ def _argument(node: ast.expr, kind: type) -> str | bool | float | None:
         return _number(node)
     if isinstance(node, ast.Constant) and isinstance(node.value, kind | None):
         return node.value  # type: ignore[return-value]  # the line above has looked
-    raise InputError(f"{ast.unparse(node)!r} is not a {'text' if kind is str else 'True or False'}")
+    raise InputError(
+        f"{ast.unparse(node)!r} is not {'a text in quotes' if kind is str else 'True or False'}"
+    )
 
 
 _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {

@@ -54,7 +54,7 @@ _MASSES = (
     "write chirp_mass and mass_ratio, e.g. as UniformInComponentsChirpMass and "
     "UniformInComponentsMassRatio, and {name} = Constraint(...) for its bounds"
 )
-_SPIN = "write a_{end} = Uniform(...) and tilt_{end} = Sine(), or 0 where aligned"
+_SPIN = "write a_{end} = Uniform(...) and tilt_{end} = Sine(), or tilt_{end} = 0 for aligned spins"
 _TIDES = "tides are not simulated: take the line out"
 
 # A name that a bilby prior file may hold -> what takes its place here.
@@ -126,8 +126,15 @@ class PriorConfig:
         """Parse every entry, in the order of `PARAMETERS`.
 
         Raises:
-            InputError: An entry is not understood, or reaches values that are impossible.
+            InputError: An entry is missing, not understood, or reaches values that are impossible.
         """
+        missing = [name for name in PARAMETERS if getattr(self, name) is None]
+        if missing:
+            raise InputError(
+                f"prior.{missing[0]}: is missing"
+                + (f", and so are {', '.join(missing[1:])}" if missing[1:] else "")
+                + "; give a distribution such as Uniform(0, 1), or a number"
+            )
         return {name: _parse_entry(name, getattr(self, name)) for name in PARAMETERS}
 
     def allows(self, parameters: Mapping[str, float]) -> bool:
@@ -145,11 +152,12 @@ class PriorConfig:
         Afterwards the configuration is as if they had been written into it.
         """
         entries = read_prior_file(file)
-        given = [name for name in PARAMETERS if getattr(self, name) is not None]
-        if set(entries) & set(PARAMETERS) <= set(given) and set(entries) & set(given):
+        given = {name for name in PARAMETERS if getattr(self, name) is not None}
+        in_file = set(entries) & set(PARAMETERS)
+        if in_file and in_file <= given:
             raise InputError(
-                f"prior.file: {file} has no effect, {', '.join(set(entries) & set(given))} are "
-                "given beside it; leave out those that the file shall give"
+                f"prior.file: every parameter of {file} is given beside it too, which counts more; "
+                "take out of the recipe, or set to null, what the file shall give"
             )
         constraints = {}
         for name, text in entries.items():
@@ -196,8 +204,8 @@ def _parse_constraint_on(name: str, text: str) -> Constraint:
 
 def _constraint_of_file(name: str, text: str) -> str:
     """Read an entry whose name is no parameter's."""
-    if not is_constraint(text):
-        raise InputError(f"{name} = {text} cannot be drawn here; {_advice_on(name)}")
+    if not is_constraint(text) or name not in DERIVED_MASSES:
+        raise InputError(f"{name} = {text} is of no use here; {_advice_on(name)}")
     found = _parse_constraint_on(name, text)
     return f"Constraint(minimum={found.minimum!r}, maximum={found.maximum!r})"
 
