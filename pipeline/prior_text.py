@@ -129,9 +129,8 @@ def _argument(node: ast.expr, kind: type) -> str | bool | float | None:
         return _number(node)
     if isinstance(node, ast.Constant) and isinstance(node.value, kind | None):
         return node.value  # type: ignore[return-value]  # the line above has looked
-    raise InputError(
-        f"{ast.unparse(node)!r} is not {'a text in quotes' if kind is str else 'True or False'}"
-    )
+    wanted = "a text in quotes" if kind is str else "True or False"
+    raise InputError(f"{ast.unparse(node)!r} is not {wanted}")
 
 
 _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {

@@ -87,13 +87,13 @@ def test_the_quantiles_of_a_distance_solve_its_integral(distance):
 @pytest.mark.parametrize("kind", [UniformComovingVolume, UniformSourceFrame])
 @pytest.mark.parametrize("cosmology", ["Planck15", "WMAP7", "Planck15_LAL"])
 def test_distances_are_bilbys_as_far_as_bilby_interpolates(kind, cosmology):
-    """bilby joins 1000 points by straight lines: measured 6e-4 of its density."""
+    """bilby joins 1000 points by straight lines. Measured: densities 7e-5, quantiles 1.1e-4."""
     ours = kind(100.0, 5000.0, cosmology)
     theirs = getattr(bilby.gw.prior, kind.__name__)(
         100, 5000, cosmology=cosmology, name="luminosity_distance"
     )
     values = ours.rescale(UNIFORM[1:-1])
-    np.testing.assert_allclose(np.exp(ours.log_prob(values)), theirs.prob(values), rtol=1e-3)
+    np.testing.assert_allclose(np.exp(ours.log_prob(values)), theirs.prob(values), rtol=3e-4)
     np.testing.assert_allclose(values, theirs.rescale(UNIFORM[1:-1]), rtol=3e-4)
     samples = ours.rescale(np.random.default_rng(2).random(20_000))
     assert stats.kstest(samples, theirs.cdf).pvalue > 1e-3
@@ -103,12 +103,12 @@ def test_distances_are_bilbys_as_far_as_bilby_interpolates(kind, cosmology):
 
 @pytest.mark.parametrize("ends", [(0.125, 1.0), (0.01, 0.9), (0.5, 0.501)])
 def test_mass_ratios_are_bilbys(ends):
-    """bilby interpolates its quantiles: measured 3e-7 for (0.125, 1), 7e-5 for (0.01, 0.9)."""
+    """bilby interpolates its quantiles: measured 1.3e-10 for (0.125, 1), 4e-6 for (0.01, 0.9)."""
     ours = UniformInComponentsMassRatio(*ends)
     theirs = bilby.gw.prior.UniformInComponentsMassRatio(*ends)
     values = ours.rescale(UNIFORM)
-    np.testing.assert_allclose(theirs.cdf(values), UNIFORM, atol=1e-12)
-    np.testing.assert_allclose(values, theirs.rescale(UNIFORM), rtol=1e-4)
+    np.testing.assert_allclose(theirs.cdf(values), UNIFORM, atol=1e-11)
+    np.testing.assert_allclose(values, theirs.rescale(UNIFORM), rtol=2e-5)
     np.testing.assert_allclose(ours.log_prob(values[1:-1]), theirs.ln_prob(values[1:-1]), rtol=1e-9)
     samples = ours.rescale(np.random.default_rng(3).random(20_000))
     assert stats.kstest(samples, theirs.cdf).pvalue > 1e-3
