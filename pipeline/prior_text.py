@@ -99,7 +99,7 @@ def _call(call: ast.Call) -> Distribution | Constraint:
     if all(part.isidentifier() for part in name.split(".")):
         name = name.rsplit(".", 1)[-1]  # bilby.core.prior.Uniform and the like
     if name not in _KNOWN:
-        known = ", ".join(_KNOWN)
+        known = ", ".join((*DISTRIBUTIONS, *GW_DISTRIBUTIONS))
         raise InputError(f"{name} is not a known distribution; known are {known}")
     make = _KNOWN[name]
     takes = inspect.signature(make).parameters
@@ -162,7 +162,7 @@ def describe(distribution: Distribution) -> str:
         return repr(distribution.peak)
     arguments = {field.name: getattr(distribution, field.name) for field in fields(distribution)}  # type: ignore[arg-type]  # all are dataclasses
     name = type(distribution).__name__
-    if name == "TruncatedGaussian" and math.isinf(arguments["minimum"]):
+    if arguments.get("minimum") == -math.inf and arguments["maximum"] == math.inf:
         name = "Gaussian"
         del arguments["minimum"], arguments["maximum"]
     if name in GW_DISTRIBUTIONS:  # bilby looks for bare names in bilby.core.prior

@@ -26,7 +26,7 @@ from storage.schema import Event
 # rejected with a probability of 1e-9.
 MOST_DRAWS = 2000
 
-# In a row, outside the prior's constraints: no waveform is made for these: all of them cost 10 s.
+# In a row, outside the prior's constraints. No waveform is made for them: all cost about 8 s.
 MOST_OUTSIDE = 100_000
 
 

@@ -36,6 +36,7 @@ ONE_OF_EACH = {
     "dec": "Cosine(name='dec')",
     "psi": "Gaussian(mu=1, sigma=0.2)",
     "phase": "TruncatedNormal(mu=1, sigma=0.2, minimum=0, maximum=2)",
+    "phi_jl": "TruncatedGaussian(mu=1, sigma=0.2, minimum=-np.inf, maximum=1.1)",
     "ra": "DeltaFunction(peak=3)",
     "phi_12": "0.25",
 }
