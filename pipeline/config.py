@@ -11,89 +11,9 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from pipeline.cluster import ClusterConfig
-from pipeline.priors import Distribution, parse_prior
+from pipeline.priors import PriorConfig
 from storage.encodings import encoding_named
 from storage.errors import InputError
-
-
-@dataclass(frozen=True)
-class ParameterFacts:
-    """What is possible for a source parameter: its unit and the range of its values."""
-
-    unit: str
-    minimum: float
-    maximum: float
-    excluded: tuple[float, ...] = ()
-
-
-# In the order in which random numbers are used up: never change it.
-PARAMETERS: dict[str, ParameterFacts] = {
-    "chirp_mass": ParameterFacts("Msun", 0, math.inf, excluded=(0, math.inf)),
-    "mass_ratio": ParameterFacts("", 0, 1, excluded=(0,)),
-    "luminosity_distance": ParameterFacts("Mpc", 0, math.inf, excluded=(0, math.inf)),
-    "ra": ParameterFacts("rad", 0, 2 * math.pi),
-    "dec": ParameterFacts("rad", -math.pi / 2, math.pi / 2),
-    "a_1": ParameterFacts("", 0, 1, excluded=(1,)),
-    "a_2": ParameterFacts("", 0, 1, excluded=(1,)),
-    "tilt_1": ParameterFacts("rad", 0, math.pi),
-    "tilt_2": ParameterFacts("rad", 0, math.pi),
-    "theta_jn": ParameterFacts("rad", 0, math.pi),
-    "psi": ParameterFacts("rad", 0, math.pi),
-    "phi_12": ParameterFacts("rad", 0, 2 * math.pi),
-    "phi_jl": ParameterFacts("rad", 0, 2 * math.pi),
-    "phase": ParameterFacts("rad", 0, 2 * math.pi),
-    "geocent_time": ParameterFacts("s", 0, math.inf),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriorConfig:
-    """The prior over the source parameters, each as in a bilby prior file or a fixed number.
-
-    Args:
-        chirp_mass: Chirp mass in the detector frame [Msun].
-        mass_ratio: m2/m1, at most 1.
-        luminosity_distance: [Mpc].
-        ra: Right ascension [rad].
-        dec: Declination [rad].
-        a_1: Dimensionless spin of the heavier body.
-        a_2: Dimensionless spin of the lighter body.
-        tilt_1: Angle between spin 1 and the orbital angular momentum at f_ref [rad].
-        tilt_2: The same for spin 2 [rad].
-        theta_jn: Angle between the total angular momentum and the line of sight [rad].
-        psi: Polarisation angle [rad].
-        phi_12: Azimuth between the spins at f_ref [rad].
-        phi_jl: Azimuth of the orbital about the total angular momentum at f_ref [rad].
-        phase: Phase at f_ref [rad].
-        geocent_time: Time of coalescence at the geocentre [GPS s].
-    """
-
-    chirp_mass: str | float
-    mass_ratio: str | float
-    luminosity_distance: str | float
-    ra: str | float
-    dec: str | float
-    a_1: str | float
-    a_2: str | float
-    tilt_1: str | float
-    tilt_2: str | float
-    theta_jn: str | float
-    psi: str | float
-    phi_12: str | float
-    phi_jl: str | float
-    phase: str | float
-    geocent_time: str | float
-
-    def __post_init__(self) -> None:
-        self.distributions()
-
-    def distributions(self) -> dict[str, Distribution]:
-        """Parse every entry, in the order of `PARAMETERS`.
-
-        Raises:
-            InputError: An entry is not understood, or reaches values that are impossible.
-        """
-        return {name: _parse_entry(name, getattr(self, name)) for name in PARAMETERS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +129,8 @@ class SimulationConfig:
         prior: The distribution of the sources.
         network_snr: Which network SNRs are accepted.
         noise: gaussian: stationary noise in each event; none: signals alone.
+        extrinsic_draws_per_waveform: So many events in a row share a waveform, at distances,
+            directions, times (and phases, where the model has only m = 2) of their own.
         seed: Of everything random.
     """
 
@@ -219,9 +141,15 @@ class SimulationConfig:
     psd: PsdConfig = field(default_factory=PsdConfig)
     network_snr: SnrWindow = field(default_factory=SnrWindow)
     noise: Literal["gaussian", "none"] = "gaussian"
+    extrinsic_draws_per_waveform: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.extrinsic_draws_per_waveform < 1:
+            raise InputError(
+                f"extrinsic_draws_per_waveform: got {self.extrinsic_draws_per_waveform}, at least "
+                "1 is needed"
+            )
         if self.seed < 0:
             raise InputError(f"seed: got {self.seed}, must not be negative")
         if not self.detectors or len(set(self.detectors)) != len(self.detectors):
@@ -278,6 +206,9 @@ def simulation_to_dict(config: SimulationConfig) -> dict[str, Any]:
     """Turn the physics into plain values, for the data set's metadata."""
     document = asdict(config)
     document["detectors"] = list(config.detectors)
+    del document["prior"]["file"]  # its entries stand in the others
+    if not config.prior.constraints:
+        del document["prior"]["constraints"]
     if math.isinf(config.network_snr.maximum):  # JSON has no infinity; it is the default
         del document["network_snr"]["maximum"]
     return document
@@ -288,23 +219,6 @@ def simulation_from_dict(document: dict[str, Any]) -> SimulationConfig:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", type=SimulationConfig)
     return parser.instantiate(parser.parse_object({"config": document})).config  # type: ignore[no-any-return]  # jsonargparse's namespace is untyped
-
-
-def _parse_entry(name: str, text: str | float) -> Distribution:
-    facts = PARAMETERS[name]
-    try:
-        distribution = parse_prior(text)
-    except InputError as error:
-        raise InputError(f"prior.{name}: {error}") from None
-    unit = f" {facts.unit}" if facts.unit else ""
-    for end in (distribution.minimum, distribution.maximum):
-        if not facts.minimum <= end <= facts.maximum or end in facts.excluded:
-            raise InputError(
-                f"prior.{name}: {text} reaches {end:g}{unit}, possible is "
-                f"{facts.minimum:.4g} to {facts.maximum:.4g}{unit}"
-                + "".join(f", {value:g} excluded" for value in facts.excluded)
-            )
-    return distribution
 
 
 def _require_positive(config: SegmentConfig | WaveformConfig, *names: str) -> None:

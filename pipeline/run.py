@@ -19,7 +19,6 @@ import numpy as np
 
 from pipeline.cluster import connect
 from pipeline.config import (
-    PARAMETERS,
     DatasetConfig,
     SimulationConfig,
     simulation_from_dict,
@@ -27,7 +26,8 @@ from pipeline.config import (
 )
 from pipeline.detector import Detector
 from pipeline.memory import keep_freed_memory
-from pipeline.priors import describe
+from pipeline.prior_text import describe
+from pipeline.priors import PARAMETERS
 from pipeline.runlog import RunLog, ShardReport
 from pipeline.simulate import Simulator
 from pipeline.window import map_window
@@ -173,7 +173,8 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
             "band": [config.waveform.f_lower, segment.sample_rate / 2],
             "detectors": [detector.to_dict() for detector in simulator.detectors],
             "versions": {
-                name: version(name) for name in ("strainflow", "pycbc", "lalsuite", "numpy")
+                name: version(name)
+                for name in ("strainflow", "pycbc", "lalsuite", "numpy", "scipy", "astropy")
             },
         },
     )

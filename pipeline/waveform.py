@@ -9,12 +9,19 @@ import numpy as np
 from jaxtyping import Complex, Float
 
 from pipeline.config import SegmentConfig, WaveformConfig
+from pipeline.masses import component_masses
 from storage.arrays import Array
 from storage.errors import InputError
 
 lal.ClobberDebugLevel(0)  # a failing waveform is counted, not printed by every worker
 
 TAPER_END = 1.2  # in units of f_lower
+
+# Models whose co-precessing frame holds the (2, 2) mode alone: a shift of the phase by x turns both
+# polarisations by exp(2 i x), at a given geometry of the total angular momentum (1e-13 measured).
+PHASE_IS_A_FACTOR = frozenset(
+    {"IMRPhenomD", "IMRPhenomPv2", "IMRPhenomPv3", "IMRPhenomXAS", "IMRPhenomXP"}
+)
 
 
 class WaveformError(RuntimeError):
@@ -135,9 +142,3 @@ def start_taper(waveform: WaveformConfig, segment: SegmentConfig) -> Float[Array
     step = 1 / segment.generation_duration
     first, last = (round(end * waveform.f_lower / step) for end in (1, TAPER_END))
     return np.sin(np.pi / 2 * np.arange(last - first) / (last - first)) ** 2
-
-
-def component_masses(chirp_mass: float, mass_ratio: float) -> tuple[float, float]:
-    """m1 >= m2 from the chirp mass and m2/m1, in the unit of the chirp mass."""
-    mass_1 = chirp_mass * (1 + mass_ratio) ** 0.2 / mass_ratio**0.6
-    return mass_1, mass_1 * mass_ratio

@@ -122,7 +122,7 @@ class ShardWriter:
         size = layout.json_size(row)
         text = json.dumps(facts, allow_nan=False).encode()
         assert len(text) < size, f"JSON of {len(text)} bytes exceeds the room of {size}"
-        payload = np.ascontiguousarray(strain, layout.dtype).data.cast("B")
+        payload = np.ascontiguousarray(strain, layout.dtype).tobytes()
         self._file.write(_tar_header(f"{key}.json", size))
         self._file.write(text.ljust(size - 1) + b"\n")
         self._file.write(_tar_header(f"{key}.strain.npy", NPY_HEADER + layout.payload))

@@ -177,7 +177,8 @@ def test_a_wrong_recipe_is_answered_in_one_sentence(refusal, here, change, parts
         (b"just text", "no keys and values"),
         (bytes(range(256)), "not text"),
         (b"events: {{{", "config"),
-        (b"events: 4", "prior.chirp_mass"),
+        (b"events: 4", "segment.start_time"),
+        (b"events: 4\nsegment: {start_time: 9}", "prior.chirp_mass: is missing"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_answered_in_one_sentence(refusal, here, content, part):

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.masses import component_masses
 from pipeline.waveform import (
     WaveformError,
     approximant_number,
-    component_masses,
     polarisations,
     start_taper,
 )
