@@ -19,7 +19,6 @@ import lalsimulation
 from pipeline.config import DatasetConfig
 from pipeline.memory import keep_freed_memory
 from pipeline.priors import PARAMETERS
-from pipeline.priors import PARAMETERS
 from pipeline.run import describe_dataset
 from pipeline.simulate import Simulator
 from pipeline.waveform import lal_arguments
