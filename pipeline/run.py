@@ -8,7 +8,7 @@ metadata, so that what is simulated is what is recorded.
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
@@ -21,9 +21,9 @@ from pipeline.cluster import connect
 from pipeline.config import (
     PARAMETERS,
     DatasetConfig,
-    SimulationConfig,
     simulation_from_dict,
     simulation_to_dict,
+    without_paths,
 )
 from pipeline.detector import Detector
 from pipeline.memory import keep_freed_memory
@@ -144,7 +144,7 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
     return Schema(
         events=config.events,
         events_per_shard=min(config.events_per_shard, config.events),
-        detectors=config.detectors,
+        detectors=tuple(detector.name for detector in simulator.detectors),
         samples=segment.samples,
         sample_rate=segment.sample_rate,
         encoding=encoding_named(config.encoding),
@@ -162,7 +162,7 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
         frequencies=simulator.psd.shape[1],
         frequency_step=1 / segment.generation_duration,
         provenance={
-            "configuration": simulation_to_dict(_without_paths(config.simulation)),
+            "configuration": simulation_to_dict(without_paths(config.simulation)),
             "seed": config.seed,
             "start_time": segment.start_time,
             "band": [config.waveform.f_lower, segment.sample_rate / 2],
@@ -226,13 +226,6 @@ def _map_shards(
         ) from None
     finally:
         client.cancel(list(running.futures))
-
-
-def _without_paths(config: SimulationConfig) -> SimulationConfig:
-    """Keep only the name of a PSD file: the same file elsewhere is the same configuration."""
-    if config.psd.file is None:
-        return config
-    return replace(config, psd=replace(config.psd, file=Path(config.psd.file).name))
 
 
 def _finite(value: float) -> float | None:

@@ -35,8 +35,7 @@ def simulator_with(simulator):
     """The same simulator over another stretch, such as generation_duration=64."""
 
     def build(**segment):
-        config = simulator.config
-        return Simulator.from_config(replace(config, segment=replace(config.segment, **segment)))
+        return simulator.over(replace(simulator.config.segment, **segment))
 
     return build
 
