@@ -19,7 +19,7 @@ def test_little_of_the_recipes_signals_wraps_around(simulator):
 
 
 def test_a_generation_too_short_is_seen(simulator, simulator_with):
-    """Measured: 2.1 % in place of 0.09 %; of binaries of 15 Msun 0.4."""
+    """Measured: 2.1 % in place of 0.09 %; of binaries of 15 Msun 35 %."""
     short = simulator_with(generation_duration=8.0)
     assert measure_wraparound(short, 20).median > 10 * measure_wraparound(simulator, 20).median
     prior = replace(short.config.prior, chirp_mass=15.0)
