@@ -85,7 +85,7 @@ def stored(et_bbh, tmp_path_factory):
 
 @pytest.mark.parametrize("encoding", ["float32", "float16", "int16"])
 def test_sound_signals_have_a_silent_null_stream(stored, encoding):
-    """Measured: 4e-5 (float32), 1.3e-4 (float16)."""
+    """Measured: 4e-6, and 2.2e-4 by the rounding of float16, which is allowed for."""
     report = check_shard(stored((*NOISE_FREE, f"--encoding={encoding}")), 0, events=EVENTS)
     assert report.passed
     assert report.quantity == "share"
@@ -165,7 +165,7 @@ def test_no_shard_of_another_network_is_checked(stored):
 
 
 def test_before_the_crop_next_to_nothing_is_left(simulator, sources):
-    """Measured: at most 2.5e-7 of the norm; after the crop 5e-5."""
+    """Measured: at most 2.5e-7 of the norm; after the crop 4e-6."""
     for source in sources:
         strain, first = simulator.strain(source)
         whitened = simulator.whitening.whiten(strain, first)
@@ -173,7 +173,7 @@ def test_before_the_crop_next_to_nothing_is_left(simulator, sources):
         null = null_spectrum(whitened, first, 1 / 16, delays)
         assert np.linalg.norm(null) < 1e-6 * np.linalg.norm(whitened)
         series = simulator.signal(source)
-        assert share_of_signal(series, null_of_segment(series, 8192.0, delays)) < 2e-4
+        assert share_of_signal(series, 8192.0, delays) < 2e-5
 
 
 def test_scores_of_noise_are_standard_normal(simulator):
