@@ -42,6 +42,8 @@ def detectors_of(entries: Sequence[str | DetectorConfig]) -> tuple[Detector, ...
             detectors += NETWORKS[entry]()
         elif entry in known_detectors():
             detectors.append(detector_named(entry))
+        elif member := _member_named(entry):
+            detectors.append(member)
         else:
             raise InputError(
                 f"detectors: got {entry!r}, known are {', '.join(known_detectors())} and the "
@@ -57,15 +59,19 @@ def detectors_of(entries: Sequence[str | DetectorConfig]) -> tuple[Detector, ...
 
 
 def own_detector(config: DetectorConfig) -> Detector:
-    """Work out a detector's response and vertex with PyCBC.
+    """A detector's response and vertex, worked out with PyCBC.
 
     Raises:
         InputError: PyCBC knows a detector of that name.
     """
-    if config.name in known_detectors() or config.name in NETWORKS:
+    if config.name in known_detectors() or config.name in NETWORKS or _member_named(config.name):
         raise InputError(
             f"detectors: an own entry is called {config.name}, as a known one; give another name"
         )
+    return _on_earth(config)
+
+
+def _on_earth(config: DetectorConfig) -> Detector:
     facts = _earth_fixed(config)
     return Detector(config.name, np.array(facts["response"]), np.array(facts["location"]))
 
@@ -106,7 +112,13 @@ def two_ls() -> list[Detector]:
     emr = replace(
         EMR, name="ETML", xarm_azimuth=45.0 + turn, yarm_azimuth=135.0 + turn, length=15.0
     )
-    return [own_detector(sardinia), own_detector(emr)]
+    return [_on_earth(sardinia), _on_earth(emr)]
+
+
+def _member_named(name: str) -> Detector | None:
+    """A detector that a network brings, such as ETM2."""
+    members = (detector for network in NETWORKS.values() for detector in network())
+    return next((detector for detector in members if detector.name == name), None)
 
 
 def _azimuth(here: DetectorConfig, there: DetectorConfig) -> float:

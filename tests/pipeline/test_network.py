@@ -136,12 +136,20 @@ def test_all_names_are_different():
     ]
 
 
+def test_a_member_of_a_network_is_known_by_its_name():
+    network = detectors_of(["ET-EMR"])
+    (alone,) = detectors_of(["ETM2"])
+    assert np.array_equal(alone.location, network[1].location)
+    assert np.array_equal(alone.response, network[1].response)
+
+
 @pytest.mark.parametrize(
     ("entries", "reason"),
     [
         (["E9"], "'E9', known are .*E1, E2, E3.* networks ET, ET-Sardinia, ET-EMR, 2L, HLV"),
         (["ET", "E1"], "E1 would be there twice"),
         ([replace(SARDINIA, name="H1")], "own entry is called H1, as a known one"),
+        ([replace(SARDINIA, name="ETS1")], "own entry is called ETS1, as a known one"),
         ([replace(SARDINIA, name="2L")], "own entry is called 2L, as a known one"),
         (["strainflow's own entry"], "known are"),
     ],

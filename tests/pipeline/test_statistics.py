@@ -1,7 +1,7 @@
 """Statistics of whole events: the noise that is in them, and what a matched filter finds in them.
 
-A thousand short events of a fast model, and some of full size. Every p-value of a test has to exceed
-0.05 over their number. Seeds are fixed: these tests give the same answer each time.
+A thousand short events of a fast model, and some of full size. Every p-value of a test has to
+exceed 0.05 over their number. Seeds are fixed: these tests give the same answer each time.
 """
 
 from dataclasses import dataclass, replace
@@ -191,12 +191,12 @@ def test_a_matched_filter_finds_the_optimal_snr_with_unit_variance(events, name)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_the_variance_of_a_sample_is_the_share_of_the_band(events, name):
+    """The band ends below the Nyquist bin: half the samples are its bins and those below f_lower."""
     noise = events(name).noise.astype(np.float64)
-    samples = noise.shape[-1]
-    share = (samples / 2 - events(name).first_bin) / (samples / 2) - 0  # Nyquist: see below
-    share -= 1 / (samples / 2) * 0
-    degrees = noise.size * share
-    assert two_sided(stats.chi2.cdf(np.sum(noise**2), degrees)) > 0.05
+    half = noise.shape[-1] // 2
+    share = (half - events(name).first_bin) / half
+    assert two_sided(stats.chi2.cdf(np.sum(noise**2), noise.size * share)) > 0.05
+    assert two_sided(stats.chi2.cdf(np.sum(noise**2), noise.size)) < 1e-3
 
 
 @pytest.mark.slow
