@@ -58,9 +58,9 @@ class Simulator:
             InputError: A detector, PSD or waveform model is not known or does not fit.
         """
         approximant_number(config.waveform.approximant)
-        require_room(config)
         detectors = detectors_of(config.detectors)
         simulator = cls(config, detectors, load_psds(config, [item.name for item in detectors]))
+        require_room(config)
         simulator.try_waveform()
         return simulator
 
@@ -91,7 +91,7 @@ class Simulator:
         raise InputError(
             f"waveform.approximant: {waveform.approximant} gives no signal for any of "
             f"{MOST_TRIALS} draws from the prior ({reason}); take another model, or a prior within "
-            "its range"
+            "its range: one without precession needs tilts of 0"
         )
 
     def _why_no_waveform(self, waveform: WaveformConfig) -> str | None:

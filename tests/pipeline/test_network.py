@@ -10,8 +10,9 @@ import pytest
 from pipeline.config import DetectorConfig
 from pipeline.detector import Detector
 from pipeline.network import EMR, SARDINIA, detectors_of, own_detector, triangle
-from pipeline.run import describe_dataset
+from pipeline.run import describe_dataset, simulate_shard
 from pipeline.simulate import Simulator
+from storage.dataset import create_dataset
 from storage.errors import InputError
 
 
@@ -178,3 +179,19 @@ def test_the_data_set_of_a_network_names_its_detectors_and_records_their_geometr
         assert np.array_equal(ours.response, theirs.response)
     assert schema.provenance["configuration"]["detectors"] == ["2L", "ET"]
     assert not np.array_equal(simulator.psd[0], simulator.psd[1])
+
+
+def test_a_worker_needs_neither_the_names_nor_the_psd_files_of_a_network(et_bbh, tmp_path):
+    asd = tmp_path / "asd.txt"
+    asd.write_text("5 1e-24\n5000 1e-24\n")
+    flags = ("--detectors=[ET-EMR]", f"--psd_of={{ETM2: {{file: {asd}}}}}", "--events=2")
+    config = et_bbh(*flags)
+    simulator = Simulator.from_config(config.simulation)
+    folder = tmp_path / "x.zarr"
+    create_dataset(folder, describe_dataset(config, simulator), simulator.psd)
+    asd.unlink()
+    simulate_shard(folder, 0)
+    assert "asd.txt" in (folder / "zarr.json").read_text()
+    assert str(tmp_path) not in (folder / "zarr.json").read_text()
+    stored = np.fromfile(folder / "optimal_snr/c/0/0", "<f8").reshape(2, 3)
+    assert np.array_equal(stored[1], simulator.event(1).optimal_snr)

@@ -191,7 +191,7 @@ def test_a_matched_filter_finds_the_optimal_snr_with_unit_variance(events, name)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_the_variance_of_a_sample_is_the_share_of_the_band(events, name):
-    """The band ends below the Nyquist bin: half the samples are its bins and those below f_lower."""
+    """The band ends below the Nyquist bin: its bins are half the samples less those below."""
     noise = events(name).noise.astype(np.float64)
     half = noise.shape[-1] // 2
     share = (half - events(name).first_bin) / half

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.config import PhenomXConfig
+from pipeline.config import DatasetConfig, PhenomXConfig
 from pipeline.simulate import Simulator
 from pipeline.waveform import (
     WaveformError,
@@ -15,6 +15,7 @@ from pipeline.waveform import (
     start_taper,
 )
 from storage.errors import InputError
+from strainflow import read_config
 
 
 def difference(ours, reference):
@@ -151,6 +152,15 @@ SETTINGS = [
 def test_each_setting_of_phenomx_changes_the_signal(simulator, sources, settings, least, most):
     other = with_waveform(simulator, phenomx=PhenomXConfig(**settings))
     assert least < difference(other.signal(sources[1]), simulator.signal(sources[1])) < most
+
+
+@pytest.mark.parametrize("recipe", ["et-bbh", "et-lowmass", "hlv-bbh"])
+def test_the_signals_of_a_shipped_recipe_fit(recipe):
+    config = read_config(DatasetConfig, f"pipeline/recipes/{recipe}.yaml", "--events=1")
+    simulator = Simulator.from_config(config.simulation)
+    event = simulator.event(0)
+    assert event.strain.shape == (3, config.segment.samples)
+    assert config.network_snr.minimum <= np.linalg.norm(event.optimal_snr)
 
 
 def test_the_default_settings_of_phenomx_are_lals(simulator, sources):
