@@ -117,6 +117,13 @@ def test_a_model_in_the_time_domain_merges_where_others_do(simulator, sources, n
         assert 0.5 < np.linalg.norm(ours) / np.linalg.norm(reference) < 2
 
 
+def test_a_model_in_the_time_domain_gives_the_same_bits_again(simulator, sources):
+    other = with_waveform(simulator, approximant="IMRPhenomTPHM")
+    first = other.signal(sources[0])
+    simulator.signal(sources[1])
+    assert np.array_equal(other.signal(sources[0]), first)
+
+
 def test_a_model_in_the_time_domain_has_the_band_and_the_taper_of_all_others(simulator, sources):
     config = with_waveform(simulator, approximant="IMRPhenomTPHM").config
     waves = polarisations(dict(sources[0], chirp_mass=60.0), config.waveform, config.segment)
