@@ -81,7 +81,7 @@ def triangle(first: DetectorConfig) -> list[Detector]:
 
     The first stands at the given vertex with its arms along two sides; the x arm of each points to
     the vertex of the next, its y arm to that of the one before. Vertices are where bilby's
-    `TriangularInterferometer` has them, up to 30 m: it walks on a sphere. bilby turns the arms by
+    `TriangularInterferometer` has them, to 30 m: it walks on a sphere. bilby turns the arms by
     240 degrees from one to the next where the triangle turns by 120, so that its second and third
     interferometers have each other's arms. Arms here are straight lines between the vertices, as
     in LAL's E1, E2, E3: the response tensors add up to zero.

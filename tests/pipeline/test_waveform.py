@@ -107,7 +107,7 @@ def with_waveform(simulator, **settings):
 
 @pytest.mark.parametrize("name", ["IMRPhenomTPHM", "SEOBNRv4PHM"])
 def test_a_model_in_the_time_domain_merges_where_others_do(simulator, sources, name):
-    """Measured: at most 1.0 ms from IMRPhenomXPHM; where the peak of the strain lies differs."""
+    """Measured: at most 6 ms from IMRPhenomXPHM; the peak of the whitened strain is broad."""
     for source in sources[:2]:
         heavy = dict(source, chirp_mass=60.0, mass_ratio=0.8, a_1=0.3, a_2=0.3)
         ours = with_waveform(simulator, approximant=name).signal(heavy)
