@@ -134,8 +134,8 @@ def polarisations(
     """Generate h+ and hx with the taper that softens their start.
 
     A model in the time domain is conditioned and transformed by LAL's `SimInspiralFD`, as in bilby:
-    it begins at f_lower or below, with a taper of its own. What lies below f_lower is cut off, and our
-    taper follows, as for every model.
+    it begins at f_lower or below, with a taper of its own. What lies below f_lower is cut off, and
+    our taper follows, as for every model.
 
     Args:
         parameters: bilby's names and units.
