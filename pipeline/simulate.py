@@ -6,16 +6,17 @@ one Philox generator with the key (seed, i), so that events can be made anywhere
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 from jaxtyping import Complex, Float
 
-from pipeline.config import SimulationConfig
-from pipeline.detector import Detector, SkyPosition, detector_named, project
+from pipeline.config import PhenomXConfig, SegmentConfig, SimulationConfig, WaveformConfig
+from pipeline.detector import Detector, SkyPosition, project
 from pipeline.distributions import Distribution
-from pipeline.noise import Whitening, load_psd
+from pipeline.network import detectors_of
+from pipeline.noise import Whitening, load_psds
 from pipeline.priors import PARAMETERS
 from pipeline.waveform import (
     PHASE_IS_A_FACTOR,
@@ -24,6 +25,7 @@ from pipeline.waveform import (
     approximant_number,
     polarisations,
 )
+from pipeline.wraparound import require_room
 from storage.arrays import Array
 from storage.errors import InputError
 from storage.schema import Event
@@ -31,6 +33,8 @@ from storage.schema import Event
 # A recipe that accepts one draw in a hundred still finishes a million events: all of so many are
 # rejected with a probability of 1e-9.
 MOST_DRAWS = 2000
+# A model that fails for as many has more against it than a corner of the prior.
+MOST_TRIALS = 50
 
 # In a row, outside the prior's constraints. No waveform is made for them: all cost about 8 s.
 MOST_OUTSIDE = 100_000
@@ -72,9 +76,54 @@ class Simulator:
             InputError: A detector, PSD or waveform model is not known or does not fit.
         """
         approximant_number(config.waveform.approximant)
-        detectors = tuple(detector_named(name) for name in config.detectors)
-        psd = load_psd(config.psd, config.segment, config.waveform.f_lower)
-        return cls(config, detectors, np.tile(psd, (len(detectors), 1)))
+        detectors = detectors_of(config.detectors)
+        simulator = cls(config, detectors, load_psds(config, [item.name for item in detectors]))
+        require_room(config)
+        simulator.try_waveform()
+        return simulator
+
+    def over(self, segment: SegmentConfig) -> "Simulator":
+        """The same physics over another stretch, whether signals fit into it or not."""
+        config = replace(self.config, segment=segment)
+        psd = load_psds(config, [item.name for item in self.detectors])
+        return Simulator(config, self.detectors, psd)
+
+    def try_waveform(self) -> None:
+        """See whether the model gives any signal at all, before many workers find that it does not.
+
+        Raises:
+            InputError: It gives none of `MOST_TRIALS` draws.
+        """
+        waveform = self.config.waveform
+        reason = self._why_no_waveform(waveform)
+        if reason is None:
+            return
+        if waveform.phenomx.given():
+            plain = replace(waveform, phenomx=PhenomXConfig())
+            if self._why_no_waveform(plain) is None:
+                settings = ", ".join(f"{k} {v}" for k, v in waveform.phenomx.given().items())
+                raise InputError(
+                    f"waveform.phenomx: {waveform.approximant} refuses {settings} ({reason}); "
+                    "give a value that LALSimulation knows, or none"
+                )
+        raise InputError(
+            f"waveform.approximant: {waveform.approximant} gives no signal for any of "
+            f"{MOST_TRIALS} draws from the prior ({reason}); take another model, or a prior within "
+            "its range: one without precession needs tilts of 0"
+        )
+
+    def _why_no_waveform(self, waveform: WaveformConfig) -> str | None:
+        """LAL's reason why none of the first draws has a signal, None where one has."""
+        generator = np.random.default_rng(0)
+        reason = None
+        for _ in range(MOST_TRIALS):
+            try:
+                polarisations(self.draw_parameters(generator), waveform, self.config.segment)
+            except WaveformError as error:
+                reason = str(error)
+            else:
+                return None
+        return reason
 
     @cached_property
     def whitening(self) -> Whitening:

@@ -26,7 +26,7 @@ from storage.dataset import create_dataset
 from storage.writer import write_shard
 from strainflow import read_config
 
-BLOCK = 32
+BLOCK = 64
 
 
 def main(events: int) -> None:
