@@ -5,15 +5,16 @@ the name of a folder and the number of a shard; the worker reads the physics fro
 metadata, so that what is simulated is what is recorded.
 """
 
+import math
+import os
+import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,39 +29,24 @@ from pipeline.config import (
 from pipeline.detector import Detector
 from pipeline.memory import keep_freed_memory
 from pipeline.priors import describe
+from pipeline.runlog import RunLog, ShardReport
 from pipeline.simulate import Simulator
+from pipeline.window import map_window
 from storage.dataset import create_dataset, read_psd, read_schema
 from storage.encodings import encoding_named
 from storage.errors import InputError
 from storage.files import only_writer, remove_partial_files
-from storage.manifest import first_problem, manifest_path, read_manifests
+from storage.manifest import first_problem, iterate_manifests, manifest_path
 from storage.progress import progress_bar
 from storage.schema import GROUP_METADATA, Parameter, Schema
 from storage.urls import local_folder
 from storage.writer import write_shard
 
-if TYPE_CHECKING:
-    from distributed import Client, Future
-
-TASKS_PER_WORKER = 3  # in flight: enough that no worker waits, few enough for any data set
+# LALSimulation holds Python's lock: a worker with several threads gains nothing by taking turns.
+_one_at_a_time = threading.Lock()
 
 
-@dataclass(frozen=True)
-class ShardReport:
-    """What a worker says of a shard it has written.
-
-    Attributes:
-        events: How many it holds.
-        rejected: Draws thrown away.
-        core_seconds: CPU time it took [s].
-    """
-
-    events: int
-    rejected: int
-    core_seconds: float
-
-
-@dataclass(frozen=True)
+@dataclass
 class RunReport:
     """What a run did.
 
@@ -69,26 +55,43 @@ class RunReport:
         events: In the data set.
         simulated: Events that this run simulated; the others were there.
         rejected: Draws that this run threw away.
+        bytes: That this run wrote.
         seconds: Wall time of the simulation, the start of the workers excluded [s].
         core_seconds: CPU time of the workers [s].
-        workers: How many there were.
+        workers: How many took part.
     """
 
     out: str
     events: int
-    simulated: int
-    rejected: int
-    seconds: float
-    core_seconds: float
-    workers: int
+    simulated: int = 0
+    rejected: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    core_seconds: float = 0.0
+    workers: int = 0
+
+    def add(self, shard: ShardReport) -> None:
+        """Count a shard in."""
+        self.simulated += shard.events
+        self.rejected += sum(shard.rejected.values())
+        self.bytes += shard.bytes
+        self.core_seconds += shard.core_seconds
+
+    def rates(self) -> str:
+        """Cost and volume so far, for the progress bar."""
+        cost = self.core_seconds / self.simulated
+        return f"{cost:.4f} core-s/event, {self.bytes / 1e9:.2f} GB"
 
 
-def simulate_dataset(config: DatasetConfig, out: str | Path) -> RunReport:
+def simulate_dataset(
+    config: DatasetConfig, out: str | Path, seconds: float = math.inf
+) -> RunReport:
     """Simulate a data set, or what is missing of it.
 
     Args:
         config: What to simulate, and where.
         out: The data set's folder.
+        seconds: Stop after the first shard that is finished later than this [s].
 
     Raises:
         InputError: The configuration is impossible, or the folder holds something else.
@@ -99,42 +102,52 @@ def simulate_dataset(config: DatasetConfig, out: str | Path) -> RunReport:
     if folder.is_file():
         raise InputError(f"{folder}: is a file; give the name of a folder to create")
     with only_writer(folder):
-        return _complete(config, simulator, folder)
+        return _complete(config, simulator, folder, seconds)
 
 
-def _complete(config: DatasetConfig, simulator: Simulator, folder: Path) -> RunReport:
+def _complete(
+    config: DatasetConfig, simulator: Simulator, folder: Path, seconds: float
+) -> RunReport:
     """Simulate the shards that are missing or damaged."""
     schema = describe_dataset(config, simulator)
     create_dataset(folder, schema, simulator.psd)
     remove_partial_files(folder)
-    present = set()
-    for shard, manifest in read_manifests(folder, schema).items():
-        if first_problem(folder, manifest) is None:
-            present.add(shard)
-        else:  # while it is written again it does not count as finished
-            manifest_path(folder, shard).unlink()
-    missing = [shard for shard in range(schema.shards) if shard not in present]
-    reports: list[ShardReport] = []
-    seconds = 0.0
-    if missing:
-        with connect(config.cluster) as client:
-            print(f"Dask dashboard: {client.dashboard_link}", file=sys.stderr)
+    present = _sound_shards(folder, schema)
+    report = RunReport(str(folder), schema.events)
+    if len(present) < schema.shards:
+        missing = (shard for shard in range(schema.shards) if shard not in present)
+        done = sum(len(schema.events_of(shard)) for shard in present)
+        log = RunLog.of(folder)
+        with connect(config.cluster, log.folder) as cluster:
+            print(f"Dask dashboard: {cluster.client.dashboard_link}", file=sys.stderr)
+            task = partial(simulate_shard, folder.absolute())
+            workers = set()
             start = time.perf_counter()
-            done = sum(len(schema.events_of(shard)) for shard in present)
             with progress_bar(schema.events, "event", done) as bar:
-                for report in _map_shards(client, folder, missing, config.cluster.worker_count):
-                    reports.append(report)
-                    bar.update(report.events)
-            seconds = time.perf_counter() - start
-    return RunReport(
-        out=str(folder),
-        events=schema.events,
-        simulated=sum(report.events for report in reports),
-        rejected=sum(report.rejected for report in reports),
-        seconds=seconds,
-        core_seconds=sum(report.core_seconds for report in reports),
-        workers=config.cluster.worker_count,
-    )
+                for shard in map_window(cluster, task, missing, config.cluster.patience):
+                    report.add(shard)
+                    report.seconds = time.perf_counter() - start
+                    log.add(shard)
+                    workers.add((shard.host, shard.process))
+                    bar.set_postfix_str(report.rates(), refresh=False)
+                    bar.update(shard.events)
+                    if report.seconds > seconds:
+                        break
+            report.workers = len(workers)
+        # Left by workers that were killed, or given up by the scheduler.
+        remove_partial_files(folder)
+    return report
+
+
+def _sound_shards(folder: Path, schema: Schema) -> set[int]:
+    """The shards that are there; what is damaged no longer counts as finished."""
+    present = set()
+    for manifest in iterate_manifests(folder, schema):
+        if first_problem(folder, manifest) is None:
+            present.add(manifest.shard)
+        else:
+            manifest_path(folder, manifest.shard).unlink()
+    return present
 
 
 def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
@@ -178,15 +191,32 @@ def simulate_shard(folder: Path, shard: int) -> ShardReport:
     """Simulate and write one shard; the task of a worker."""
     keep_freed_memory()
     identity = (folder / GROUP_METADATA).read_bytes()
-    simulator, schema = _simulator_of_dataset(folder, identity)
-    start = time.process_time()
-    events = (simulator.event(number) for number in schema.events_of(shard))
-    manifest = write_shard(folder, schema, shard, events)
+    with _one_at_a_time:
+        simulator, schema = _simulator_of_dataset(folder, identity)
+        start, cpu_start = time.perf_counter(), time.process_time()
+        events = (simulator.event(number) for number in schema.events_of(shard))
+        manifest = write_shard(folder, schema, shard, events)
+        cpu_end, end = time.process_time(), time.perf_counter()
     return ShardReport(
+        shard=shard,
         events=manifest.events,
-        rejected=sum(manifest.rejected.values()),
-        core_seconds=time.process_time() - start,
+        bytes=sum(facts["bytes"] for facts in manifest.files.values()),
+        rejected=manifest.rejected,
+        core_seconds=cpu_end - cpu_start,
+        seconds=end - start,
+        worker=_worker_name(),
+        host=socket.gethostname(),
+        process=os.getpid(),
     )
+
+
+def _worker_name() -> str:
+    from distributed import get_worker
+
+    try:
+        return str(get_worker().name)
+    except ValueError:  # not called by Dask
+        return ""
 
 
 @lru_cache(maxsize=1)
@@ -197,35 +227,6 @@ def _simulator_of_dataset(folder: Path, identity: bytes) -> tuple[Simulator, Sch
     detectors = tuple(Detector.from_dict(document) for document in provenance["detectors"])
     config = simulation_from_dict(provenance["configuration"])
     return Simulator(config, detectors, read_psd(folder)), schema
-
-
-def _map_shards(
-    client: "Client", folder: Path, shards: list[int], workers: int
-) -> Iterator[ShardReport]:
-    """Run one task a shard, a few at a time, and yield their reports as they come."""
-    from distributed import KilledWorker, as_completed
-
-    waiting = iter(shards)
-
-    def submit(count: int) -> list["Future"]:
-        return [
-            client.submit(simulate_shard, folder.absolute(), shard, pure=False)
-            for shard in islice(waiting, count)
-        ]
-
-    running = as_completed(submit(TASKS_PER_WORKER * workers))
-    try:
-        for future in running:
-            yield future.result()
-            for successor in submit(1):
-                running.add(successor)
-    except KilledWorker:
-        raise InputError(
-            "cluster: the workers that took a shard died again and again, most likely for lack of "
-            "memory; give fewer cluster.workers and run it again: what is finished stays"
-        ) from None
-    finally:
-        client.cancel(list(running.futures))
 
 
 def _without_paths(config: SimulationConfig) -> SimulationConfig:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,20 @@ from storage.errors import DamagedDataError, InputError
 
 
 class AtomicFile:
-    """A file that is whole or not there: written as `NAME.partial`, synced, then renamed."""
+    """A file that is whole or not there: written as `NAME.partial`, synced, then renamed.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        contested: Whether another process may write the same file at the same time, as when a
+            worker that was given up works on. Each then has a partial file of its own,
+            `NAME.TOKEN.partial`; the last one that is renamed stays.
+    """
+
+    def __init__(self, path: Path, contested: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        token = f".{secrets.token_hex(6)}" if contested else ""
         self._path = path
-        self._partial = path.with_name(path.name + ".partial")
+        self._partial = path.with_name(f"{path.name}{token}.partial")
         self._file: io.BufferedWriter | None = self._partial.open("wb")
         self._digest = hashlib.sha256()
         self._length = 0
@@ -74,9 +83,9 @@ def only_writer(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes) -> tuple[int, str]:
-    """Write a small file whole; return its length in bytes and its SHA-256."""
-    file = AtomicFile(path)
+def write_atomically(path: Path, data: bytes, contested: bool = False) -> tuple[int, str]:
+    """Write a small file whole, as `AtomicFile`; return its length in bytes and its SHA-256."""
+    file = AtomicFile(path, contested)
     try:
         file.write(data)
         return file.finish()

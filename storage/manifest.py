@@ -3,7 +3,7 @@
 A shard's manifest is written last, so that it marks the shard as complete.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write a manifest: from then on the shard counts as finished."""
-    write_atomically(manifest_path(folder, manifest.shard), canonical_json(vars(manifest)))
+    path = manifest_path(folder, manifest.shard)
+    write_atomically(path, canonical_json(vars(manifest)), contested=True)
 
 
 def read_manifests(folder: Path, schema: Schema) -> dict[int, Manifest]:
@@ -47,19 +48,27 @@ def read_manifests(folder: Path, schema: Schema) -> dict[int, Manifest]:
     Raises:
         DamagedDataError: One of them was altered.
     """
-    manifests = {}
+    return {manifest.shard: manifest for manifest in iterate_manifests(folder, schema)}
+
+
+def iterate_manifests(folder: Path, schema: Schema) -> Iterator[Manifest]:
+    """Read the manifest of every finished shard, one after the other, in order.
+
+    Raises:
+        DamagedDataError: One of them was altered.
+    """
     for shard in finished_shards(folder, schema):
         path = manifest_path(folder, shard)
         try:
             content = read_json(path)
-            manifests[shard] = Manifest(**content | {"crc32c": tuple(content["crc32c"])})
+            manifest = Manifest(**content | {"crc32c": tuple(content["crc32c"])})
         except DamagedDataError as error:
             raise DamagedDataError(f"{error}; {_to_restore(path)}") from None
         except (KeyError, TypeError):
             raise DamagedDataError(
                 f"{path}: lacks something, so it was altered; {_to_restore(path)}"
             ) from None
-    return manifests
+        yield manifest
 
 
 def finished_shards(folder: Path, schema: Schema) -> list[int]:

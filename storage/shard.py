@@ -77,6 +77,10 @@ class ShardLayout:
         """Where the tar member of the shard's event `row` ends, its padding included."""
         return self.payload_offset(row) + _round_up(self.payload, BLOCK)
 
+    def file_size(self, events: int) -> int:
+        """Bytes of a shard of so many events."""
+        return self.payload_end(events - 1) + len(END_OF_TAR) + 16 * self.slots + 4
+
     def json_size(self, row: int) -> int:
         """Bytes of the padded JSON member of the shard's event `row`."""
         start = self.payload_end(row - 1) if row else 0
@@ -97,7 +101,7 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, layout: ShardLayout) -> None:
-        self._file = AtomicFile(path)
+        self._file = AtomicFile(path, contested=True)
         self._layout = layout
         self._rows = 0
         self.crc32c: list[int] = []

@@ -41,7 +41,9 @@ def write_shard(folder: Path, schema: Schema, shard: int, events: Iterable[Event
             writer.add(event_key(event.number), codes, event_facts(schema, event))
         written = {paths["strain"]: writer.finish()}
     for name, values in (("parameters", table), ("optimal_snr", snrs)):
-        written[paths[name]] = write_atomically(folder / paths[name], values.tobytes())
+        written[paths[name]] = write_atomically(
+            folder / paths[name], values.tobytes(), contested=True
+        )
     manifest = Manifest(
         shard=shard,
         first_event=schema.events_of(shard).start,

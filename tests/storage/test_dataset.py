@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from fnmatch import fnmatch
 
 import google_crc32c
 import numpy as np
@@ -216,7 +217,8 @@ def test_a_killed_writer_leaves_only_partial_files_and_a_rerun_the_same_bytes(
     before = content(other.folder)
     given = pickle.dumps((other.folder, other.schema, other.events))
     assert subprocess.run([sys.executable, "-c", KILLED], input=given).returncode == 9
-    assert content(other.folder).keys() - before.keys() == {"strain/c/0/0/0.partial"}
+    (left,) = content(other.folder).keys() - before.keys()
+    assert fnmatch(left, "strain/c/0/0/0.*.partial")
     remove_partial_files(other.folder)
     assert content(other.folder) == before
     assert content(finish(other).folder) == content(filled.folder)
@@ -225,11 +227,11 @@ def test_a_killed_writer_leaves_only_partial_files_and_a_rerun_the_same_bytes(
 def test_the_manifest_is_written_after_everything_else(empty, finish, monkeypatch):
     written = []
 
-    def spy(path, data):
+    def spy(path, data, contested):
         if path.parent.name == "manifest":
             written.extend(content(empty.folder))
             raise RuntimeError("power cut")
-        return write_atomically(path, data)
+        return write_atomically(path, data, contested)
 
     write_atomically = manifest_module.write_atomically
     monkeypatch.setattr(manifest_module, "write_atomically", spy)
