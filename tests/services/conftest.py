@@ -1,22 +1,23 @@
-"""The batch systems of the tests, each started once; skipped where they cannot be had, except in CI."""
+"""The batch systems, each started once; skipped where they cannot be had, but never in CI."""
 
 import os
 
 import pytest
 from daemons import ServiceMissingError
 from htcondor import HTCondor
+from runs import Run, digests
 from slurm import Slurm
 
 
 @pytest.fixture(scope="session")
 def htcondor_pool():
-    with _running(HTCondor) as pool:
+    with started(HTCondor) as pool:
         yield pool
 
 
 @pytest.fixture(scope="session")
 def slurm_cluster():
-    with _running(Slurm) as cluster:
+    with started(Slurm) as cluster:
         yield cluster
 
 
@@ -34,7 +35,22 @@ def slurm(slurm_cluster):
     return slurm_cluster
 
 
-def _running(service):
+@pytest.fixture(params=["htcondor", "slurm"])
+def batch_system(request):
+    """One batch system after the other."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def by_one_local_worker(tmp_path_factory):
+    """The files of a run on this machine: what all others are compared with."""
+    out = tmp_path_factory.mktemp("local") / "x.zarr"
+    with Run(out, os.environ, "--cluster.workers=1") as run:
+        assert run.end()[0] == 0
+    return digests(out)
+
+
+def started(service):
     try:
         return service()
     except ServiceMissingError as error:

@@ -68,7 +68,9 @@ def free_ports(count: int) -> list[int]:
             listener.close()
 
 
-def wait_until(true: Callable[[], bool], what: str, patience: float = PATIENCE) -> float:
+def wait_until(
+    true: Callable[[], bool], what: str, patience: float = PATIENCE, pause: float = 0.05
+) -> float:
     """Wait until something is true; return how long it took [s].
 
     Raises:
@@ -78,7 +80,7 @@ def wait_until(true: Callable[[], bool], what: str, patience: float = PATIENCE) 
     while not true():
         if time.monotonic() - start > patience:
             raise TimeoutError(f"no {what} after {patience:g} s")
-        time.sleep(0.05)
+        time.sleep(pause)
     return time.monotonic() - start
 
 
@@ -131,25 +133,26 @@ class Daemons:
 
 
 def try_by_hand(
-    name: str, environment: Mapping[str, str], exported: Sequence[str], example: str
+    name: str, environment: Mapping[str, str], exported: Sequence[str], flags: Sequence[str]
 ) -> int:
     """Run the command on the command line beside a service, or wait for Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if sys.argv[1:]:
             return subprocess.run(sys.argv[1:], env=environment, check=False).returncode
-        return _wait_for_interrupt(name, environment, exported, example)
+        return _wait_for_interrupt(name, environment, exported, flags)
     except KeyboardInterrupt:
         return 130
 
 
 def _wait_for_interrupt(
-    name: str, environment: Mapping[str, str], exported: Sequence[str], example: str
+    name: str, environment: Mapping[str, str], exported: Sequence[str], flags: Sequence[str]
 ) -> int:
     print(f"{name} is up until Ctrl-C. In another terminal:\n")
     for variable in exported:
         print(f"  export {variable}={shlex.quote(environment[variable])}")
-    print(f"  {example}", flush=True)
+    words = ["strainflow simulate --config pipeline/recipes/et-demo.yaml --out events.zarr", *flags]
+    print(" ".join(["", "", *words, "--cluster.workers=2"]), flush=True)
     try:
         signal.pause()
     except KeyboardInterrupt:

@@ -83,9 +83,12 @@ class HTCondor:
     """HTCondor in a scratch folder, while the context lasts.
 
     Attributes:
+        flags: With which the command line uses it.
         folder: Where its files are.
         environment: Variables with which its commands and Dask find it.
     """
+
+    flags = ("--cluster.kind=htcondor", "--cluster.interface=lo")
 
     def __init__(self) -> None:
         self.prefix = install()
@@ -244,12 +247,8 @@ def _run(*command: str | Path) -> str:
 def main() -> int:
     """Keep HTCondor up until Ctrl-C, or while the command on the command line runs."""
     with HTCondor() as htcondor:
-        example = (
-            "strainflow simulate --config pipeline/recipes/et-demo.yaml --out events.zarr "
-            "--cluster.kind htcondor --cluster.workers 2 --cluster.interface lo"
-        )
         exported = ["CONDOR_CONFIG", "PATH"]
-        return try_by_hand("HTCondor", htcondor.environment, exported, example)
+        return try_by_hand("HTCondor", htcondor.environment, exported, htcondor.flags)
 
 
 if __name__ == "__main__":

@@ -71,9 +71,12 @@ class Slurm:
     """Slurm in a scratch folder, while the context lasts.
 
     Attributes:
+        flags: With which the command line uses it.
         folder: Where its files are.
         environment: Variables with which its commands and Dask find it.
     """
+
+    flags = ("--cluster.kind=slurm", "--cluster.queue=debug", "--cluster.interface=lo")
 
     def __init__(self) -> None:
         install_packages(PACKAGES)
@@ -190,11 +193,7 @@ def _path(name: str) -> str:
 def main() -> int:
     """Keep Slurm up until Ctrl-C, or while the command on the command line runs."""
     with Slurm() as slurm:
-        example = (
-            "strainflow simulate --config pipeline/recipes/et-demo.yaml --out events.zarr "
-            "--cluster.kind slurm --cluster.workers 2 --cluster.queue debug --cluster.interface lo"
-        )
-        return try_by_hand("Slurm", slurm.environment, ["SLURM_CONF"], example)
+        return try_by_hand("Slurm", slurm.environment, ["SLURM_CONF"], slurm.flags)
 
 
 if __name__ == "__main__":
