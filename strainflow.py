@@ -24,6 +24,7 @@ from storage.errors import DamagedDataError, InputError
 Config = TypeVar("Config")
 
 VERBS = {
+    "plan": ("pipeline.commands:plan", "say what a data set will cost, from a calibration"),
     "simulate": ("pipeline.commands:simulate", "simulate a data set on Dask, or what is missing"),
     "info": ("storage.commands:info", "say what a data set is, from its metadata"),
     "bench read": ("storage.commands:bench_read", "measure reading a data set against its limit"),

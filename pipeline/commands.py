@@ -5,7 +5,31 @@ import sys
 from dataclasses import asdict
 
 from pipeline.config import DatasetConfig
+from pipeline.plan import make_plan, summary
 from pipeline.run import simulate_dataset
+
+
+def plan(
+    *,
+    config: DatasetConfig,
+    seconds: float = 60.0,
+    train_events_per_second: float = 256.0,
+    scratch: str | None = None,
+    json: bool = False,
+) -> int:
+    """Say what a data set would cost, from a short calibration on this machine.
+
+    Args:
+        config: What would be simulated, and where.
+        seconds: For how long to calibrate [s].
+        train_events_per_second: The rate of training to plan for.
+        scratch: Folder for the calibration's events, which are removed at once.
+        json: Print the plan as JSON.
+    """
+    result = make_plan(config, seconds, train_events_per_second, scratch)
+    print(json_format.dumps(asdict(result)) if json else summary(result))
+    sys.stdout.flush()
+    return 0
 
 
 def simulate(*, config: DatasetConfig, out: str, json: bool = False) -> int:

@@ -8,12 +8,14 @@ sample rate, so that its variance is the share of that band: 0.9976 from 10 Hz a
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Complex, Float
 
 from pipeline.config import PsdConfig, SegmentConfig
+from pipeline.fourier import InverseTransform
 from storage.arrays import Array
 from storage.errors import InputError
 
@@ -138,13 +140,11 @@ class Whitening:
     def to_segment(
         self, whitened: Complex[Array, "detector frequency"], first_bin: int
     ) -> Float[Array, "detector time"]:
-        """Transform to the time domain and cut the last `duration` seconds out, float32 [sigma].
-
-        Single precision: its error is 1e-7 of the signal, about the rounding of float32, in which
-        it is stored at best, at half the time.
-        """
-        series = _to_time(whitened, first_bin, self.segment.generation_samples)
-        return series[:, -self.segment.samples :]
+        """Transform to the time domain and cut the last `duration` seconds out, float32 [sigma]."""
+        segment = self.segment
+        return self._over_generation(
+            whitened, first_bin, segment.generation_samples - segment.samples
+        )
 
     def draw_noise(self, generator: np.random.Generator) -> Float[Array, "detector time"]:
         """Draw whitened Gaussian noise over the segment, float32 [sigma].
@@ -153,20 +153,28 @@ class Whitening:
         """
         detectors, samples = len(self.psd), self.segment.samples
         first = round(self.f_lower * self.segment.duration)
-        spectrum = _complex_normal(generator, (detectors, samples // 2 - first))
         # Real and imaginary parts of variance samples/2 give a unit variance over the full band.
-        spectrum *= np.float32(np.sqrt(samples / 2))
-        return _to_time(spectrum, first, samples)
+        spectrum = _complex_normal(
+            generator, (detectors, samples // 2 - first), np.sqrt(samples / 2)
+        )
+        return self._over_segment(spectrum, first)
+
+    @cached_property
+    def _over_generation(self) -> InverseTransform:
+        return InverseTransform(len(self.psd), self.segment.generation_samples)
+
+    @cached_property
+    def _over_segment(self) -> InverseTransform:
+        return InverseTransform(len(self.psd), self.segment.samples)
 
 
 def _complex_normal(
-    generator: np.random.Generator, shape: tuple[int, int]
+    generator: np.random.Generator, shape: tuple[int, int], sigma: float
 ) -> Complex[Array, "detector frequency"]:
-    """Complex numbers whose real and imaginary parts are standard normal, complex64.
+    """Complex numbers whose real and imaginary parts are normal of width sigma, complex64.
 
-    A Rayleigh amplitude and a uniform phase, 32 random bits each: two thirds of the time of numpy's
-    `standard_normal`, which is a tenth of a whole event. The amplitude ends at 6.8, beyond which
-    lies one bin in 10^10.
+    A Rayleigh amplitude and a uniform phase, 32 random bits each: a third of the time of numpy's
+    `standard_normal`. The amplitude ends at 6.8 sigma, beyond which lies one bin in 10^10.
 
     Source: G. Box, M. Muller, Ann. Math. Statist. 29 (1958) 610.
     """
@@ -177,24 +185,10 @@ def _complex_normal(
     amplitude += np.float32(0.5)  # never the logarithm of zero
     amplitude *= np.float32(2.0**-32)
     np.log(amplitude, out=amplitude)
-    amplitude *= np.float32(-2)
+    amplitude *= np.float32(-2 * sigma**2)
     np.sqrt(amplitude, out=amplitude)
     phase *= np.float32(2 * np.pi * 2.0**-32)
     normal = np.empty(shape, np.complex64)
     np.multiply(amplitude, np.cos(phase), out=normal.real)
     np.multiply(amplitude, np.sin(phase), out=normal.imag)
     return normal
-
-
-def _to_time(
-    spectrum: Complex[Array, "detector frequency"], first_bin: int, samples: int
-) -> Float[Array, "detector time"]:
-    """Inverse real FFT of the bins from `first_bin` on, the others being zero; float32.
-
-    numpy transforms four series at once with vector instructions: three and one of zeros take less
-    time than three.
-    """
-    rows = -(-len(spectrum) // 4) * 4
-    padded = np.zeros((rows, samples // 2 + 1), np.complex64)
-    padded[: len(spectrum), first_bin : first_bin + spectrum.shape[1]] = spectrum
-    return np.fft.irfft(padded, n=samples)[: len(spectrum)]

@@ -5,7 +5,6 @@ the name of a folder and the number of a shard; the worker reads the physics fro
 metadata, so that what is simulated is what is recorded.
 """
 
-import math
 import os
 import socket
 import sys
@@ -83,15 +82,12 @@ class RunReport:
         return f"{cost:.4f} core-s/event, {self.bytes / 1e9:.2f} GB"
 
 
-def simulate_dataset(
-    config: DatasetConfig, out: str | Path, seconds: float = math.inf
-) -> RunReport:
+def simulate_dataset(config: DatasetConfig, out: str | Path) -> RunReport:
     """Simulate a data set, or what is missing of it.
 
     Args:
         config: What to simulate, and where.
         out: The data set's folder.
-        seconds: Stop after the first shard that is finished later than this [s].
 
     Raises:
         InputError: The configuration is impossible, or the folder holds something else.
@@ -102,12 +98,10 @@ def simulate_dataset(
     if folder.is_file():
         raise InputError(f"{folder}: is a file; give the name of a folder to create")
     with only_writer(folder):
-        return _complete(config, simulator, folder, seconds)
+        return _complete(config, simulator, folder)
 
 
-def _complete(
-    config: DatasetConfig, simulator: Simulator, folder: Path, seconds: float
-) -> RunReport:
+def _complete(config: DatasetConfig, simulator: Simulator, folder: Path) -> RunReport:
     """Simulate the shards that are missing or damaged."""
     schema = describe_dataset(config, simulator)
     create_dataset(folder, schema, simulator.psd)
@@ -131,8 +125,6 @@ def _complete(
                     workers.add((shard.host, shard.process))
                     bar.set_postfix_str(report.rates(), refresh=False)
                     bar.update(shard.events)
-                    if report.seconds > seconds:
-                        break
             report.workers = len(workers)
         # Left by workers that were killed, or given up by the scheduler.
         remove_partial_files(folder)

@@ -64,7 +64,7 @@ class Encoding:
                 "maximum of network_snr"
             )
         if self.scale_factor is None:
-            return strain.astype(self.dtype)
+            return strain.astype(self.dtype, copy=False)
         return np.rint(strain / self.scale_factor).astype(self.dtype)
 
     def decode(self, codes: Num[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -1,7 +1,6 @@
 """Files that are whole or not there."""
 
 import fcntl
-import hashlib
 import io
 import json
 import os
@@ -10,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import blake3
 
 from storage.errors import DamagedDataError, InputError
 
@@ -30,10 +31,10 @@ class AtomicFile:
         self._path = path
         self._partial = path.with_name(f"{path.name}{token}.partial")
         self._file: io.BufferedWriter | None = self._partial.open("wb")
-        self._digest = hashlib.sha256()
+        self._digest = blake3.blake3()
         self._length = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
         assert self._file is not None, "written to after its end"
         self._file.write(data)
@@ -41,7 +42,7 @@ class AtomicFile:
         self._length += len(data)
 
     def finish(self) -> tuple[int, str]:
-        """Give the file its name; return its length in bytes and its SHA-256."""
+        """Give the file its name; return its length in bytes and its BLAKE3 digest."""
         assert self._file is not None, "finished twice"
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -84,7 +85,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, data: bytes, contested: bool = False) -> tuple[int, str]:
-    """Write a small file whole, as `AtomicFile`; return its length in bytes and its SHA-256."""
+    """Write a small file whole, as `AtomicFile`; return its length and its BLAKE3 digest."""
     file = AtomicFile(path, contested)
     try:
         file.write(data)

@@ -21,7 +21,7 @@ class Manifest:
         shard: Its number.
         first_event: Number of its first event.
         events: How many it holds.
-        files: Length in bytes and SHA-256 of each of its files, by path within the data set.
+        files: Length in bytes and BLAKE3 digest of each of its files, by path within the data set.
         crc32c: Checksum of each event's stored strain.
         largest_snr_loss: The largest share of the SNR that the encoding took from one event.
         rejected: Draws thrown away, counted by reason.

@@ -122,7 +122,7 @@ class ShardWriter:
         size = layout.json_size(row)
         text = json.dumps(facts, allow_nan=False).encode()
         assert len(text) < size, f"JSON of {len(text)} bytes exceeds the room of {size}"
-        payload = np.ascontiguousarray(strain, layout.dtype).tobytes()
+        payload = np.ascontiguousarray(strain, layout.dtype).data.cast("B")
         self._file.write(_tar_header(f"{key}.json", size))
         self._file.write(text.ljust(size - 1) + b"\n")
         self._file.write(_tar_header(f"{key}.strain.npy", NPY_HEADER + layout.payload))
@@ -136,7 +136,7 @@ class ShardWriter:
         """Close the tar, append the Zarr index, and give the file its name.
 
         Returns:
-            Length in bytes and SHA-256 of the file.
+            Length in bytes and BLAKE3 digest of the file.
         """
         layout = self._layout
         entries = [(layout.payload_offset(row), layout.payload) for row in range(self._rows)]

@@ -9,7 +9,7 @@ import numpy as np
 
 from storage.files import write_atomically
 from storage.manifest import Manifest, write_manifest
-from storage.schema import Event, Schema, shard_files
+from storage.schema import Event, Schema, canonical_json, dataset_files, shard_files
 from storage.shard import ShardLayout, ShardWriter, event_key, longest_json
 
 
@@ -49,7 +49,7 @@ def write_shard(folder: Path, schema: Schema, shard: int, events: Iterable[Event
         first_event=schema.events_of(shard).start,
         events=len(schema.events_of(shard)),
         files={
-            path: {"bytes": length, "sha256": digest} for path, (length, digest) in written.items()
+            path: {"bytes": length, "blake3": digest} for path, (length, digest) in written.items()
         },
         crc32c=tuple(writer.crc32c),
         largest_snr_loss=max(losses),
@@ -66,6 +66,34 @@ def shard_layout(schema: Schema) -> ShardLayout:
         shape=schema.strain_shape,
         dtype=schema.encoding.dtype,
         json_room=longest_json(event_facts(schema, _widest_event(schema))),
+    )
+
+
+def dataset_size(schema: Schema) -> tuple[int, int]:
+    """Bytes and number of the files of a complete data set.
+
+    Both are exact but for the manifests, whose checksums and counts differ in their digits.
+    """
+    layout = shard_layout(schema)
+    full, last = (len(schema.events_of(shard)) for shard in (0, schema.shards - 1))
+    tables = 8 * schema.events_per_shard * (len(schema.parameters) + len(schema.detectors))
+    manifest = len(canonical_json(vars(_typical_manifest(schema))))
+    metadata = dataset_files(schema, np.zeros((len(schema.detectors), schema.frequencies)))
+    total = (schema.shards - 1) * layout.file_size(full) + layout.file_size(last)
+    total += schema.shards * (tables + manifest) + sum(map(len, metadata.values()))
+    return total, schema.shards * (len(shard_files(0)) + 1) + len(metadata)
+
+
+def _typical_manifest(schema: Schema) -> Manifest:
+    shard = schema.shards // 2
+    return Manifest(
+        shard=shard,
+        first_event=schema.events_of(shard).start,
+        events=schema.events_per_shard,
+        files={path: {"bytes": 10**8, "blake3": "0" * 64} for path in shard_files(shard).values()},
+        crc32c=(2**31,) * schema.events_per_shard,
+        largest_snr_loss=1 / 3,
+        rejected={},
     )
 
 

@@ -240,7 +240,7 @@ def test_an_event_that_does_not_fit_is_named(here, capfd):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (("frobnicate",), "'frobnicate' is no verb; known are simulate, info"),
+        (("frobnicate",), "'frobnicate' is no verb; known are plan, simulate, info"),
         (("--frobnicate",), "'--frobnicate' is no verb"),
         (("bench",), "'bench' is no verb"),
         (("info",), "data"),

@@ -60,7 +60,7 @@ def main(shards: int) -> None:
 def reading_of_manifests(folder: Path, count: int = 2000) -> dict[str, float]:
     """Manifests a second, as a rerun reads them one after the other."""
     (folder / "manifest").mkdir()
-    files = {f"strain/c/{number}/0/0": {"bytes": 1, "sha256": 64 * "0"} for number in range(3)}
+    files = {f"strain/c/{number}/0/0": {"bytes": 1, "blake3": 64 * "0"} for number in range(3)}
     for shard in range(count):
         manifest = Manifest(shard, 0, 512, files, (2**31,) * EVENTS_PER_SHARD, 0.0, {})
         manifest_path(folder, shard).write_bytes(canonical_json(vars(manifest)))
