@@ -8,12 +8,15 @@ to be on a file system that the nodes share.
 import getpass
 import json
 import shutil
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pipeline.cluster import ALLOWED_FAILURES, Cluster, ClusterConfig
@@ -192,10 +195,17 @@ def _last_output(logs: Path) -> str:
     return ""
 
 
-def _slurm_cluster(config: ClusterConfig, common: dict[str, Any]) -> Any:  # noqa: ANN401
-    from dask_jobqueue import SLURMCluster
+def _import_jobqueue() -> ModuleType:
+    """Import dask-jobqueue, and undo that its import makes Ctrl-C an exit with code 0."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        return import_module("dask_jobqueue")
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
-    return SLURMCluster(
+
+def _slurm_cluster(config: ClusterConfig, common: dict[str, Any]) -> Any:  # noqa: ANN401
+    return _import_jobqueue().SLURMCluster(
         queue=config.queue,
         account=config.account,
         walltime=config.walltime,
@@ -216,8 +226,6 @@ def _slurm_states() -> Mapping[str, JobState]:
 
 
 def _htcondor_cluster(config: ClusterConfig, common: dict[str, Any]) -> Any:  # noqa: ANN401
-    from dask_jobqueue import HTCondorCluster
-
     if config.queue is not None:
         raise InputError("cluster.queue: HTCondor has no queues; use cluster.directives")
     directives = {
@@ -232,7 +240,9 @@ def _htcondor_cluster(config: ClusterConfig, common: dict[str, Any]) -> Any:  # 
         if not equals:
             raise InputError(f"cluster.directives: got {line!r}, write lines such as `key = value`")
         directives[key.strip()] = value.strip()
-    return HTCondorCluster(disk=config.disk, job_extra_directives=directives, **common)
+    return _import_jobqueue().HTCondorCluster(
+        disk=config.disk, job_extra_directives=directives, **common
+    )
 
 
 # JobStatus of a job's ClassAd, by number: HTCondor's manual, "Job ClassAd Attributes".
