@@ -34,8 +34,8 @@ class ClusterConfig:
         address: Of the scheduler, such as tcp://host:8786.
         queue: Slurm's partition.
         account: Slurm's account, HTCondor's accounting group.
-        walltime: For how long a job may run, as hours:minutes:seconds; jobs are replaced until the
-            data set is complete.
+        walltime: For how long a job may run, as hours:minutes:seconds, or in seconds; jobs are
+            replaced until the data set is complete.
         memory: Of a job.
         disk: Of a job; HTCondor wants to know.
         setup: Shell commands before the worker starts, such as `module load python`.
@@ -52,7 +52,7 @@ class ClusterConfig:
     address: str | None = None
     queue: str | None = None
     account: str | None = None
-    walltime: str = "04:00:00"
+    walltime: str | int = "04:00:00"  # YAML takes 24:00:00 for a number of seconds
     memory: str = "3GB"
     disk: str = "1GB"
     setup: tuple[str, ...] = ()
@@ -91,6 +91,8 @@ class ClusterConfig:
         Raises:
             InputError: It is no time.
         """
+        if isinstance(self.walltime, int):
+            return self.walltime
         parts = self.walltime.split(":")
         if not 1 < len(parts) <= 3 or not all(part.isdecimal() for part in parts):
             raise InputError(

@@ -51,7 +51,7 @@ def simulate(*, config: DatasetConfig, out: str, json: bool = False) -> int:
             f"in {report.seconds:.1f} s by {report.workers} workers "
             f"({report.simulated / report.seconds:.1f} events/s, "
             f"{report.core_seconds / report.simulated:.4f} core-seconds an event), "
-            f"{report.rejected} draws outside the SNR window or without a waveform"
+            f"{report.rejected} draws outside the SNR window or a constraint, or without a waveform"
         )
     sys.stdout.flush()
     return 0

@@ -5,95 +5,16 @@
 """
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
 from pipeline.cluster import ClusterConfig
-from pipeline.priors import Distribution, parse_prior
+from pipeline.priors import PriorConfig
 from storage.encodings import encoding_named
 from storage.errors import InputError
-
-
-@dataclass(frozen=True)
-class ParameterFacts:
-    """What is possible for a source parameter: its unit and the range of its values."""
-
-    unit: str
-    minimum: float
-    maximum: float
-    excluded: tuple[float, ...] = ()
-
-
-# In the order in which random numbers are used up: never change it.
-PARAMETERS: dict[str, ParameterFacts] = {
-    "chirp_mass": ParameterFacts("Msun", 0, math.inf, excluded=(0, math.inf)),
-    "mass_ratio": ParameterFacts("", 0, 1, excluded=(0,)),
-    "luminosity_distance": ParameterFacts("Mpc", 0, math.inf, excluded=(0, math.inf)),
-    "ra": ParameterFacts("rad", 0, 2 * math.pi),
-    "dec": ParameterFacts("rad", -math.pi / 2, math.pi / 2),
-    "a_1": ParameterFacts("", 0, 1, excluded=(1,)),
-    "a_2": ParameterFacts("", 0, 1, excluded=(1,)),
-    "tilt_1": ParameterFacts("rad", 0, math.pi),
-    "tilt_2": ParameterFacts("rad", 0, math.pi),
-    "theta_jn": ParameterFacts("rad", 0, math.pi),
-    "psi": ParameterFacts("rad", 0, math.pi),
-    "phi_12": ParameterFacts("rad", 0, 2 * math.pi),
-    "phi_jl": ParameterFacts("rad", 0, 2 * math.pi),
-    "phase": ParameterFacts("rad", 0, 2 * math.pi),
-    "geocent_time": ParameterFacts("s", 0, math.inf),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriorConfig:
-    """The prior over the source parameters, each as in a bilby prior file or a fixed number.
-
-    Args:
-        chirp_mass: Chirp mass in the detector frame [Msun].
-        mass_ratio: m2/m1, at most 1.
-        luminosity_distance: [Mpc].
-        ra: Right ascension [rad].
-        dec: Declination [rad].
-        a_1: Dimensionless spin of the heavier body.
-        a_2: Dimensionless spin of the lighter body.
-        tilt_1: Angle between spin 1 and the orbital angular momentum at f_ref [rad].
-        tilt_2: The same for spin 2 [rad].
-        theta_jn: Angle between the total angular momentum and the line of sight [rad].
-        psi: Polarisation angle [rad].
-        phi_12: Azimuth between the spins at f_ref [rad].
-        phi_jl: Azimuth of the orbital about the total angular momentum at f_ref [rad].
-        phase: Phase at f_ref [rad].
-        geocent_time: Time of coalescence at the geocentre [GPS s].
-    """
-
-    chirp_mass: str | float
-    mass_ratio: str | float
-    luminosity_distance: str | float
-    ra: str | float
-    dec: str | float
-    a_1: str | float
-    a_2: str | float
-    tilt_1: str | float
-    tilt_2: str | float
-    theta_jn: str | float
-    psi: str | float
-    phi_12: str | float
-    phi_jl: str | float
-    phase: str | float
-    geocent_time: str | float
-
-    def __post_init__(self) -> None:
-        self.distributions()
-
-    def distributions(self) -> dict[str, Distribution]:
-        """Parse every entry, in the order of `PARAMETERS`.
-
-        Raises:
-            InputError: An entry is not understood, or reaches values that are impossible.
-        """
-        return {name: _parse_entry(name, getattr(self, name)) for name in PARAMETERS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,21 +66,57 @@ class SegmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhenomXConfig:
+    """Settings of the models whose names begin with IMRPhenomX; None is the model's default.
+
+    Args:
+        multibanding: Threshold below which the modes of the co-precessing frame are interpolated
+            from a coarser grid, LAL's PhenomXHMThresholdMband; 0 is none.
+        precession_multibanding: The same for the Euler angles, PhenomXPHMThresholdMband.
+        precession_version: Which precession angles, PhenomXPrecVersion, such as 223 or 320.
+    """
+
+    multibanding: float | None = None
+    precession_multibanding: float | None = None
+    precession_version: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("multibanding", "precession_multibanding"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise InputError(
+                    f"waveform.phenomx.{name}: got {value:g}, a threshold from 0 (no multibanding) "
+                    "to below 1 is needed, such as 0.001"
+                )
+
+    def given(self) -> dict[str, float]:
+        """The settings that are not left to the model."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
 class WaveformConfig:
     """The waveform model.
 
     Args:
-        approximant: LALSimulation's name of a frequency-domain model.
+        approximant: LALSimulation's name of a model, in the frequency or the time domain.
         f_lower: Where the signal and the analysis band begin [Hz].
         f_ref: Where spins and phase are defined [Hz].
+        phenomx: Settings of the IMRPhenomX models.
     """
 
     approximant: str = "IMRPhenomXPHM"
     f_lower: float = 10.0
     f_ref: float = 20.0
+    phenomx: PhenomXConfig = field(default_factory=PhenomXConfig)
 
     def __post_init__(self) -> None:
         _require_positive(self, "f_lower", "f_ref")
+        if self.phenomx.given() and not self.approximant.startswith("IMRPhenomX"):
+            raise InputError(
+                f"waveform.phenomx: {', '.join(self.phenomx.given())} given, but "
+                f"{self.approximant} is no IMRPhenomX model; leave the settings out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +132,63 @@ class PsdConfig:
     name: str = "ET-D"
     file: str | None = None
     quantity: Literal["asd", "psd"] = "asd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """A detector that has no name in LAL, as in bilby's interferometer files.
+
+    Args:
+        name: Any that no other detector has.
+        latitude: Of the vertex, North is positive [degrees].
+        longitude: Of the vertex, East is positive [degrees].
+        xarm_azimuth: Direction of the x arm, counter-clockwise from East [degrees].
+        yarm_azimuth: Direction of the y arm, counter-clockwise from East [degrees].
+        length: Of the arms [km]; recorded only, the long-wavelength response does not use it.
+        elevation: Of the vertex above the ellipsoid [m].
+        xarm_tilt: Rise of the x arm above the horizontal [rad].
+        yarm_tilt: Rise of the y arm above the horizontal [rad].
+    """
+
+    name: str
+    latitude: float
+    longitude: float
+    xarm_azimuth: float
+    yarm_azimuth: float
+    length: float
+    elevation: float = 0.0
+    xarm_tilt: float = 0.0
+    yarm_tilt: float = 0.0
+
+    def check(self) -> None:
+        """Refuse what is impossible.
+
+        Not in `__post_init__`: jsonargparse would turn the error into one about unions.
+
+        Raises:
+            InputError: A value is out of its range.
+        """
+        limits = {"latitude": 90, "longitude": 360, "xarm_tilt": 1.5, "yarm_tilt": 1.5}
+        for name, limit in limits.items():
+            value = getattr(self, name)
+            if not abs(value) <= limit:
+                unit = "rad" if name.endswith("tilt") else "degrees"
+                raise InputError(
+                    f"detectors: {self.name}'s {name} is {value:g} {unit}, possible is "
+                    f"-{limit:g} to {limit:g} {unit}"
+                )
+        values = (self.xarm_azimuth, self.yarm_azimuth, self.elevation, self.length)
+        if not self.name or not all(map(math.isfinite, values)) or not self.length > 0:
+            raise InputError(
+                f"detectors: {self.name!r} needs a name, finite azimuths [degrees] and elevation "
+                "[m], and a positive length [km]"
+            )
+        opening = math.radians(self.xarm_azimuth - self.yarm_azimuth)
+        if abs(math.sin(opening)) < 1e-6:
+            raise InputError(
+                f"detectors: {self.name}'s arms lie on one line, azimuths {self.xarm_azimuth:g} "
+                f"and {self.yarm_azimuth:g} degrees; an interferometer needs two directions"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,30 +216,45 @@ class SimulationConfig:
     """The physics of a data set.
 
     Args:
-        detectors: Names as PyCBC knows them; E1, E2, E3 are the Einstein Telescope.
+        detectors: Each a name that PyCBC knows, such as H1; a network, such as ET, 2L or HLV; or
+            an own entry with bilby's names: name, latitude, longitude, xarm_azimuth, ...
         segment: The stretch of data that an event is.
         waveform: The waveform model.
         psd: The noise of the detectors.
+        psd_of: The noise of those that have another, by name: {V1: {name: AdvVirgo}}.
         prior: The distribution of the sources.
         network_snr: Which network SNRs are accepted.
         noise: gaussian: stationary noise in each event; none: signals alone.
+        extrinsic_draws_per_waveform: So many events in a row share a waveform, at distances,
+            directions, times (and phases, where the model has only m = 2) of their own.
         seed: Of everything random.
     """
 
     prior: PriorConfig
     segment: SegmentConfig
-    detectors: tuple[str, ...] = ("E1", "E2", "E3")
+    detectors: tuple[str | DetectorConfig, ...] = ("E1", "E2", "E3")
     waveform: WaveformConfig = field(default_factory=WaveformConfig)
     psd: PsdConfig = field(default_factory=PsdConfig)
+    psd_of: dict[str, PsdConfig] = field(default_factory=dict, hash=False)
     network_snr: SnrWindow = field(default_factory=SnrWindow)
     noise: Literal["gaussian", "none"] = "gaussian"
+    extrinsic_draws_per_waveform: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.extrinsic_draws_per_waveform < 1:
+            raise InputError(
+                f"extrinsic_draws_per_waveform: got {self.extrinsic_draws_per_waveform}, at least "
+                "1 is needed"
+            )
         if self.seed < 0:
             raise InputError(f"seed: got {self.seed}, must not be negative")
         if not self.detectors or len(set(self.detectors)) != len(self.detectors):
-            raise InputError(f"detectors: got {list(self.detectors)}, name each detector once")
+            names = [item if isinstance(item, str) else item.name for item in self.detectors]
+            raise InputError(f"detectors: got {names}, name each detector once")
+        for item in self.detectors:
+            if isinstance(item, DetectorConfig):
+                item.check()
         nyquist = self.segment.sample_rate / 2
         if self.waveform.f_lower >= nyquist:
             raise InputError(
@@ -275,9 +304,22 @@ class DatasetConfig(SimulationConfig):
 
 
 def simulation_to_dict(config: SimulationConfig) -> dict[str, Any]:
-    """Turn the physics into plain values, for the data set's metadata."""
+    """Turn the physics into plain values, for the data set's metadata.
+
+    What is left to a default that means "none" is left out, so that a setting that comes new does
+    not make another configuration of every older one.
+    """
     document = asdict(config)
-    document["detectors"] = list(config.detectors)
+    document["detectors"] = list(document["detectors"])
+    del document["prior"]["file"]  # its entries stand in the others
+    document["waveform"]["phenomx"] = config.waveform.phenomx.given()
+    for section, name in (
+        (document["waveform"], "phenomx"),
+        (document, "psd_of"),
+        (document["prior"], "constraints"),
+    ):
+        if not section[name]:
+            del section[name]
     if math.isinf(config.network_snr.maximum):  # JSON has no infinity; it is the default
         del document["network_snr"]["maximum"]
     return document
@@ -290,21 +332,17 @@ def simulation_from_dict(document: dict[str, Any]) -> SimulationConfig:
     return parser.instantiate(parser.parse_object({"config": document})).config  # type: ignore[no-any-return]  # jsonargparse's namespace is untyped
 
 
-def _parse_entry(name: str, text: str | float) -> Distribution:
-    facts = PARAMETERS[name]
-    try:
-        distribution = parse_prior(text)
-    except InputError as error:
-        raise InputError(f"prior.{name}: {error}") from None
-    unit = f" {facts.unit}" if facts.unit else ""
-    for end in (distribution.minimum, distribution.maximum):
-        if not facts.minimum <= end <= facts.maximum or end in facts.excluded:
-            raise InputError(
-                f"prior.{name}: {text} reaches {end:g}{unit}, possible is "
-                f"{facts.minimum:.4g} to {facts.maximum:.4g}{unit}"
-                + "".join(f", {value:g} excluded" for value in facts.excluded)
-            )
-    return distribution
+def without_paths(config: SimulationConfig) -> SimulationConfig:
+    """Keep only the names of PSD files: the same file elsewhere is the same configuration."""
+
+    def strip(psd: PsdConfig) -> PsdConfig:
+        return psd if psd.file is None else replace(psd, file=Path(psd.file).name)
+
+    return replace(
+        config,
+        psd=strip(config.psd),
+        psd_of={name: strip(psd) for name, psd in config.psd_of.items()},
+    )
 
 
 def _require_positive(config: SegmentConfig | WaveformConfig, *names: str) -> None:

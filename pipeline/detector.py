@@ -40,6 +40,13 @@ class Detector:
         return cls(document["name"], np.array(document["response"]), np.array(document["location"]))
 
 
+def known_detectors() -> list[str]:
+    """The names of PyCBC's and LAL's detectors."""
+    from pycbc.detector import get_available_detectors
+
+    return sorted(name for name in get_available_detectors() if " " not in name)
+
+
 def detector_named(name: str) -> Detector:
     """Take a detector's geometry from PyCBC.
 
@@ -47,11 +54,9 @@ def detector_named(name: str) -> Detector:
         InputError: PyCBC knows none of that name.
     """
     from pycbc.detector import Detector as KnownDetector
-    from pycbc.detector import get_available_detectors
 
-    if name not in get_available_detectors():
-        known = ", ".join(sorted(get_available_detectors()))
-        raise InputError(f"detectors: got {name!r}, known are {known}")
+    if name not in known_detectors():
+        raise InputError(f"detectors: got {name!r}, known are {', '.join(known_detectors())}")
     known_detector = KnownDetector(name)
     return Detector(
         name, np.array(known_detector.response), np.array(known_detector.location, np.float64)

@@ -7,6 +7,7 @@ sample rate, so that its variance is the share of that band: 0.9976 from 10 Hz a
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Complex, Float
 
-from pipeline.config import PsdConfig, SegmentConfig
+from pipeline.config import PsdConfig, SegmentConfig, SimulationConfig
 from pipeline.fourier import InverseTransform
 from storage.arrays import Array
 from storage.errors import InputError
@@ -24,8 +25,33 @@ ALIASES = {"ET-D": "EinsteinTelescopeP1600143"}
 LOWEST_FREQUENCY = {"EinsteinTelescopeP1600143": 5.0}
 
 
+def load_psds(config: SimulationConfig, names: Sequence[str]) -> Float[Array, "detector frequency"]:
+    """The PSD of each detector: `psd`, or what `psd_of` says of it.
+
+    Args:
+        config: Names the PSDs.
+        names: Of the detectors.
+
+    Raises:
+        InputError: A PSD cannot be used, or belongs to no detector.
+    """
+    strangers = [name for name in config.psd_of if name not in names]
+    if strangers:
+        raise InputError(
+            f"psd_of: got {', '.join(strangers)}, the detectors are {', '.join(names)}"
+        )
+    segment, f_lower = config.segment, config.waveform.f_lower
+    special = {
+        name: load_psd(psd, segment, f_lower, f"psd_of.{name}")
+        for name, psd in config.psd_of.items()
+    }
+    if len(special) < len(names):
+        common = load_psd(config.psd, segment, f_lower)
+    return np.array([special[name] if name in special else common for name in names])
+
+
 def load_psd(
-    config: PsdConfig, segment: SegmentConfig, f_lower: float
+    config: PsdConfig, segment: SegmentConfig, f_lower: float, key: str = "psd"
 ) -> Float[Array, "frequency"]:
     """The one-sided PSD [1/Hz] on the bins of the generated waveform, zero outside the band.
 
@@ -33,6 +59,7 @@ def load_psd(
         config: Which PSD.
         segment: Gives the bins: 0 to half the sample rate in steps of 1/generation_duration.
         f_lower: Where the analysis band begins [Hz].
+        key: What messages call it.
 
     Raises:
         InputError: It is not known, not readable, or does not cover the band.
@@ -42,51 +69,55 @@ def load_psd(
     band = (frequencies >= f_lower) & (frequencies < segment.sample_rate / 2)
     psd = np.zeros(len(frequencies))
     if config.file is not None:
-        psd[band] = _from_file(config, frequencies[band])
+        psd[band] = _from_file(config, frequencies[band], key)
     else:
-        psd[band] = _from_name(config.name, len(frequencies), step, f_lower)[band]
+        psd[band] = _from_name(config.name, len(frequencies), step, f_lower, key)[band]
     if not np.all(psd[band] > 0) or not np.all(np.isfinite(psd)):
         worst = frequencies[band][~(psd[band] > 0) | ~np.isfinite(psd[band])][0]
         raise InputError(
-            f"psd: {config.file or config.name} is not positive and finite at {worst:g} Hz; it "
+            f"{key}: {config.file or config.name} is not positive and finite at {worst:g} Hz; it "
             f"must be from f_lower ({f_lower:g} Hz) to {segment.sample_rate / 2:g} Hz"
         )
     return psd
 
 
-def _from_name(name: str, bins: int, step: float, f_lower: float) -> Float[Array, "frequency"]:
+def _from_name(
+    name: str, bins: int, step: float, f_lower: float, key: str
+) -> Float[Array, "frequency"]:
     import pycbc.psd
 
     lal_name = ALIASES.get(name, name)
     if lal_name not in pycbc.psd.get_psd_model_list():
         known = ", ".join([*ALIASES, *sorted(pycbc.psd.get_psd_model_list())])
-        raise InputError(f"psd.name: got {name!r}, known are {known}; or give psd.file")
+        raise InputError(f"{key}.name: got {name!r}, known are {known}; or give {key}.file")
     if f_lower < LOWEST_FREQUENCY.get(lal_name, 0):
         raise InputError(
-            f"psd.name: {name} is known from {LOWEST_FREQUENCY[lal_name]:g} Hz up, "
-            f"waveform.f_lower is {f_lower:g} Hz; raise f_lower or give psd.file"
+            f"{key}.name: {name} is known from {LOWEST_FREQUENCY[lal_name]:g} Hz up, "
+            f"waveform.f_lower is {f_lower:g} Hz; raise f_lower or give {key}.file"
         )
     psd: Array = pycbc.psd.from_string(lal_name, bins, step, f_lower).numpy()
     return psd
 
 
-def _from_file(config: PsdConfig, frequencies: Float[Array, "bin"]) -> Float[Array, "bin"]:
+def _from_file(
+    config: PsdConfig, frequencies: Float[Array, "bin"], key: str
+) -> Float[Array, "bin"]:
     """Interpolate a two-column file, linearly in the logarithms."""
     path = Path(str(config.file))
     try:
         with warnings.catch_warnings(action="ignore"):  # numpy's, of an empty file
             table = np.loadtxt(path, ndmin=2)
     except OSError:
-        raise InputError(f"psd.file: {path} cannot be read; give a text file") from None
+        raise InputError(f"{key}.file: {path} cannot be read; give a text file") from None
     except ValueError as error:
-        raise InputError(f"psd.file: {path} is no table of numbers ({error})") from None
+        raise InputError(f"{key}.file: {path} is no table of numbers ({error})") from None
     if table.shape[1] < 2 or len(table) < 2 or not np.all(np.diff(table[:, 0]) > 0):
-        raise InputError(f"psd.file: {path} needs two columns, the frequency rising")
+        raise InputError(f"{key}.file: {path} needs two columns, the frequency rising")
     known, density = table[table[:, 0] > 0, :2].T
     if not len(known) or known[0] > frequencies[0] or known[-1] < frequencies[-1]:
         raise InputError(
-            f"psd.file: {path} covers {table[0, 0]:g} to {table[-1, 0]:g} Hz, the analysis band is "
-            f"{frequencies[0]:g} to {frequencies[-1]:g} Hz; give a PSD that reaches, or change "
+            f"{key}.file: {path} covers {table[0, 0]:g} to {table[-1, 0]:g} Hz, the analysis band "
+            f"is {frequencies[0]:g} to {frequencies[-1]:g} Hz; give a PSD that reaches, or change "
             "waveform.f_lower or segment.sample_rate"
         )
     # The rows that the band needs: tables often hold 0 or inf where a detector hears nothing.
@@ -96,7 +127,7 @@ def _from_file(config: PsdConfig, frequencies: Float[Array, "bin"]) -> Float[Arr
     usable = (density > 0) & np.isfinite(density)
     if not np.all(usable):
         raise InputError(
-            f"psd.file: {path} holds {density[~usable][0]:g} at {known[~usable][0]:g} Hz; in the "
+            f"{key}.file: {path} holds {density[~usable][0]:g} at {known[~usable][0]:g} Hz; in the "
             "analysis band every density must be positive and finite"
         )
     power = 2 if config.quantity == "asd" else 1

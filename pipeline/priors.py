@@ -1,332 +1,219 @@
-"""Prior distributions of the source parameters, written as in bilby's prior files.
+"""The prior of a simulation: a distribution for each parameter, and constraints on masses.
 
-Each distribution maps uniform numbers to values (`rescale`) and gives its log density, so that one
-uniform number a parameter is all the randomness a draw takes. The text is parsed, never evaluated.
-
-Not covered yet: the cosmological and component-mass priors of bilby's `gw` module.
+Written as in bilby's prior files, see `pipeline/prior_text.py`.
 """
 
-import ast
-import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import numpy as np
-from jaxtyping import Float
-from scipy.special import ndtr, ndtri
-
-from storage.arrays import Array
+from pipeline.distributions import Distribution
+from pipeline.masses import DERIVED_MASSES, derived_masses
+from pipeline.prior_text import (
+    Constraint,
+    describe,
+    is_constraint,
+    parse_constraint,
+    parse_prior,
+    read_prior_file,
+)
 from storage.errors import InputError
 
 
-@runtime_checkable
-class Distribution(Protocol):
-    """A one-dimensional prior with support [minimum, maximum]."""
-
-    @property
-    def minimum(self) -> float:
-        """Lower end of the support."""
-
-    @property
-    def maximum(self) -> float:
-        """Upper end of the support."""
-
-    def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
-        """Map uniform numbers in [0, 1) to values: the inverse of the cumulative distribution."""
-
-    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
-        """Log of the density, -inf outside the support."""
-
-
 @dataclass(frozen=True)
-class DeltaFunction:
-    """A fixed value; written as a bare number."""
+class ParameterFacts:
+    """What is possible for a source parameter: its unit and the range of its values."""
 
-    peak: float
-
-    @property
-    def minimum(self) -> float:
-        """The value."""
-        return self.peak
-
-    @property
-    def maximum(self) -> float:
-        """The value."""
-        return self.peak
-
-    def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
-        """Return the value."""
-        return np.full_like(uniform, self.peak)
-
-    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
-        """Zero at the value (the parameter is no longer random), -inf elsewhere."""
-        return np.where(value == self.peak, 0.0, -np.inf)
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """Density proportional to value^alpha."""
-
-    alpha: float
+    unit: str
     minimum: float
     maximum: float
-
-    def __post_init__(self) -> None:
-        _require_order(self)
-        try:
-            norm = math.nan if self.minimum < 0 else self._norm
-        except ArithmeticError:
-            norm = math.nan
-        if not 0 < norm < math.inf:
-            raise InputError(
-                f"a power law of alpha {self.alpha:g} from {self.minimum:g} to {self.maximum:g} "
-                "cannot be normalised; change minimum or maximum"
-            )
-
-    def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
-        """Map uniform numbers to values."""
-        if self.alpha == -1:
-            values = self.minimum * np.exp(uniform * math.log(self.maximum / self.minimum))
-            return np.clip(values, self.minimum, self.maximum)
-        power = self.alpha + 1
-        low, high = float(self.minimum**power), float(self.maximum**power)
-        return np.clip((low + uniform * (high - low)) ** (1 / power), self.minimum, self.maximum)
-
-    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
-        """Log density."""
-        with np.errstate(divide="ignore"):
-            density = self.alpha * np.log(np.abs(value)) - math.log(self._norm)
-        return _inside(self, value, density)
-
-    @property
-    def _norm(self) -> float:
-        """Integral of value^alpha over the support."""
-        if self.alpha == -1:
-            return math.log(self.maximum / self.minimum)
-        power = self.alpha + 1
-        return float(self.maximum**power - self.minimum**power) / power
+    excluded: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
-class Uniform:
-    """Constant density between two values."""
-
-    minimum: float
-    maximum: float
-
-    def __post_init__(self) -> None:
-        _require_order(self)
-
-    def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
-        """Map uniform numbers to values."""
-        return self.minimum + uniform * (self.maximum - self.minimum)
-
-    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
-        """Log density."""
-        density = np.full_like(value, -math.log(self.maximum - self.minimum))
-        return _inside(self, value, density)
-
-
-@dataclass(frozen=True)
-class Sine:
-    """Density proportional to sin(value): a polar angle from 0 to pi."""
-
-    minimum: float = 0.0
-    maximum: float = math.pi
-
-    def __post_init__(self) -> None:
-        _require_order(self)
-
-    def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
-        """Map uniform numbers to values."""
-        low, high = math.cos(self.minimum), math.cos(self.maximum)
-        values = np.arccos(np.clip(low + uniform * (high - low), -1, 1))
-        return np.clip(values, self.minimum, self.maximum)
-
-    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
-        """Log density."""
-        norm = math.cos(self.minimum) - math.cos(self.maximum)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return _inside(self, value, np.log(np.sin(value) / norm))
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """Density proportional to cos(value): a latitude from -pi/2 to pi/2."""
-
-    minimum: float = -math.pi / 2
-    maximum: float = math.pi / 2
-
-    def __post_init__(self) -> None:
-        _require_order(self)
-
-    def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
-        """Map uniform numbers to values."""
-        low, high = math.sin(self.minimum), math.sin(self.maximum)
-        values = np.arcsin(np.clip(low + uniform * (high - low), -1, 1))
-        return np.clip(values, self.minimum, self.maximum)
-
-    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
-        """Log density."""
-        norm = math.sin(self.maximum) - math.sin(self.minimum)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return _inside(self, value, np.log(np.cos(value) / norm))
-
-
-@dataclass(frozen=True)
-class TruncatedGaussian:
-    """A normal distribution of mean mu and width sigma, cut to an interval."""
-
-    mu: float
-    sigma: float
-    minimum: float
-    maximum: float
-
-    def __post_init__(self) -> None:
-        _require_order(self)
-        if not self.sigma > 0:
-            raise InputError(f"sigma: got {self.sigma:g}, must be positive")
-        low, high = self._cumulative
-        if not low < high:
-            raise InputError(
-                f"TruncatedGaussian of mu {self.mu:g} and sigma {self.sigma:g} has nothing between "
-                f"{self.minimum:g} and {self.maximum:g}; move the interval or widen sigma"
-            )
-
-    def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
-        """Map uniform numbers to values."""
-        low, high = self._cumulative
-        smallest = np.finfo(float).tiny  # keeps an exact zero from becoming -infinity
-        values = self.mu + self.sigma * ndtri(np.maximum(low + uniform * (high - low), smallest))
-        return np.clip(values, self.minimum, self.maximum)
-
-    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
-        """Log density."""
-        low, high = self._cumulative
-        norm = math.log(self.sigma * math.sqrt(2 * math.pi) * (high - low))
-        return _inside(self, value, -0.5 * ((value - self.mu) / self.sigma) ** 2 - norm)
-
-    @property
-    def _cumulative(self) -> tuple[float, float]:
-        low, high = ndtr((np.array([self.minimum, self.maximum]) - self.mu) / self.sigma)
-        return float(low), float(high)
-
-
-def _log_uniform(minimum: float, maximum: float) -> Distribution:
-    return PowerLaw(-1.0, minimum, maximum)
-
-
-def _gaussian(mu: float, sigma: float) -> Distribution:
-    return TruncatedGaussian(mu, sigma, -math.inf, math.inf)
-
-
-# bilby's name -> how it is made. The arguments' names and order are bilby's.
-DISTRIBUTIONS: dict[str, Callable[..., Distribution]] = {
-    "Uniform": Uniform,
-    "LogUniform": _log_uniform,
-    "PowerLaw": PowerLaw,
-    "Sine": Sine,
-    "Cosine": Cosine,
-    "Gaussian": _gaussian,
-    "Normal": _gaussian,
-    "TruncatedGaussian": TruncatedGaussian,
-    "DeltaFunction": DeltaFunction,
+# In the order in which random numbers are used up: never change it.
+PARAMETERS: dict[str, ParameterFacts] = {
+    "chirp_mass": ParameterFacts("Msun", 0, math.inf, excluded=(0, math.inf)),
+    "mass_ratio": ParameterFacts("", 0, 1, excluded=(0,)),
+    "luminosity_distance": ParameterFacts("Mpc", 0, math.inf, excluded=(0, math.inf)),
+    "ra": ParameterFacts("rad", 0, 2 * math.pi),
+    "dec": ParameterFacts("rad", -math.pi / 2, math.pi / 2),
+    "a_1": ParameterFacts("", 0, 1, excluded=(1,)),
+    "a_2": ParameterFacts("", 0, 1, excluded=(1,)),
+    "tilt_1": ParameterFacts("rad", 0, math.pi),
+    "tilt_2": ParameterFacts("rad", 0, math.pi),
+    "theta_jn": ParameterFacts("rad", 0, math.pi),
+    "psi": ParameterFacts("rad", 0, math.pi),
+    "phi_12": ParameterFacts("rad", 0, 2 * math.pi),
+    "phi_jl": ParameterFacts("rad", 0, 2 * math.pi),
+    "phase": ParameterFacts("rad", 0, 2 * math.pi),
+    "geocent_time": ParameterFacts("s", 0, math.inf),
 }
 
-# bilby accepts these everywhere; they do not change a one-dimensional density.
-LABELS = {"name", "latex_label", "unit", "boundary"}
+
+_MASSES = (
+    "write chirp_mass and mass_ratio, e.g. as UniformInComponentsChirpMass and "
+    "UniformInComponentsMassRatio, and {name} = Constraint(...) for its bounds"
+)
+_SPIN = "write a_{end} = Uniform(...) and tilt_{end} = Sine(), or tilt_{end} = 0 for aligned spins"
+_TIDES = "tides are not simulated: take the line out"
+
+# A name that a bilby prior file may hold -> what takes its place here.
+_ADVICE = {
+    **dict.fromkeys(("mass_1", "mass_2", "total_mass", "symmetric_mass_ratio"), _MASSES),
+    **{f"chi_{end}": _SPIN.format(end=end) for end in "12"},
+    **{f"cos_tilt_{end}": f"write tilt_{end} = Sine()" for end in "12"},
+    **dict.fromkeys(("lambda_1", "lambda_2", "lambda_tilde", "delta_lambda_tilde"), _TIDES),
+    **dict.fromkeys(("cos_theta_jn", "iota", "cos_iota"), "write theta_jn = Sine()"),
+    **dict.fromkeys(
+        ("redshift", "comoving_distance"), "write luminosity_distance = UniformSourceFrame(...)"
+    ),
+    **dict.fromkeys(("zenith", "azimuth"), "write ra = Uniform(0, 2 * pi) and dec = Cosine()"),
+    "delta_phase": "write phase = Uniform(0, 2 * pi)",
+}
 
 
-def parse_prior(text: str | float) -> Distribution:
-    """Read one entry of a bilby prior file, such as `PowerLaw(alpha=2, minimum=1, maximum=9)`.
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """The prior over the source parameters, each as in a bilby prior file or a fixed number.
 
     Args:
-        text: A distribution by name, or a number for a fixed value.
-
-    Raises:
-        InputError: It is not understood.
+        file: A bilby prior file, for what is not given here; read once, its path is not kept.
+        chirp_mass: Chirp mass in the detector frame [Msun].
+        mass_ratio: m2/m1, at most 1.
+        luminosity_distance: [Mpc].
+        ra: Right ascension [rad].
+        dec: Declination [rad].
+        a_1: Dimensionless spin of the heavier body.
+        a_2: Dimensionless spin of the lighter body.
+        tilt_1: Angle between spin 1 and the orbital angular momentum at f_ref [rad].
+        tilt_2: The same for spin 2 [rad].
+        theta_jn: Angle between the total angular momentum and the line of sight [rad].
+        psi: Polarisation angle [rad].
+        phi_12: Azimuth between the spins at f_ref [rad].
+        phi_jl: Azimuth of the orbital about the total angular momentum at f_ref [rad].
+        phase: Phase at f_ref [rad].
+        geocent_time: Time of coalescence at the geocentre [GPS s].
+        constraints: Bounds such as `Constraint(5, 100)` on mass_1, mass_2, total_mass [Msun] or
+            symmetric_mass_ratio, in the detector frame; draws outside are drawn again.
     """
-    try:
-        node = ast.parse(str(text), mode="eval").body
-    except SyntaxError:
-        raise InputError(
-            f"{text!r} is not a prior; write e.g. Uniform(25, 100), or a number"
-        ) from None
-    try:
-        return _distribution(node) if isinstance(node, ast.Call) else DeltaFunction(_number(node))
-    except ArithmeticError as error:
-        raise InputError(f"{text}: {error}; give numbers that can be worked with") from None
 
+    file: str | None = None
+    chirp_mass: str | float | None = None
+    mass_ratio: str | float | None = None
+    luminosity_distance: str | float | None = None
+    ra: str | float | None = None
+    dec: str | float | None = None
+    a_1: str | float | None = None
+    a_2: str | float | None = None
+    tilt_1: str | float | None = None
+    tilt_2: str | float | None = None
+    theta_jn: str | float | None = None
+    psi: str | float | None = None
+    phi_12: str | float | None = None
+    phi_jl: str | float | None = None
+    phase: str | float | None = None
+    geocent_time: str | float | None = None
+    constraints: dict[str, str] = field(default_factory=dict, hash=False)
 
-def _distribution(call: ast.Call) -> Distribution:
-    """Make the distribution that a call describes, without calling anything else."""
-    name = ast.unparse(call.func)
-    if all(part.isidentifier() for part in name.split(".")):
-        name = name.rsplit(".", 1)[-1]  # bilby.core.prior.Uniform and the like
-    if name not in DISTRIBUTIONS:
-        raise InputError(
-            f"{name} is not a known distribution; known are {', '.join(DISTRIBUTIONS)}"
-        )
-    make = DISTRIBUTIONS[name]
-    given = [(item.arg, item.value) for item in call.keywords if item.arg not in LABELS]
-    keywords = {str(key): _number(value) for key, value in given}
-    numbers = [_number(value) for value in call.args]
-    try:
-        if len(keywords) < len(given):
-            raise TypeError
-        inspect.signature(make).bind(*numbers, **keywords)
-    except TypeError:
-        takes = ", ".join(str(item) for item in inspect.signature(make).parameters)
-        raise InputError(f"{ast.unparse(call)}: {name} takes {takes}, each once") from None
-    return make(*numbers, **keywords)
+    def __post_init__(self) -> None:
+        if self.file is not None:
+            self._take_over(self.file)
+        self.distributions()
+        for name, text in self.constraints.items():
+            _parse_constraint_on(name, text)
 
+    def distributions(self) -> dict[str, Distribution]:
+        """Parse every entry, in the order of `PARAMETERS`.
 
-_OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
-}
+        Raises:
+            InputError: An entry is missing, not understood, or reaches values that are impossible.
+        """
+        missing = [name for name in PARAMETERS if getattr(self, name) is None]
+        if missing:
+            raise InputError(
+                f"prior.{missing[0]}: is missing"
+                + (f", and so are {', '.join(missing[1:])}" if missing[1:] else "")
+                + "; give a distribution such as Uniform(0, 1), or a number"
+            )
+        return {name: _parse_entry(name, getattr(self, name)) for name in PARAMETERS}
 
-
-def _number(node: ast.expr) -> float:
-    """The value of a number, pi, or a sum or product of such."""
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return float(node.value)  # type: ignore[arg-type]  # the line above has looked
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_number(node.operand)
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        return _OPERATORS[type(node.op)](_number(node.left), _number(node.right))
-    if ast.unparse(node) in ("pi", "np.pi", "math.pi"):
-        return math.pi
-    if ast.unparse(node) in ("inf", "np.inf", "math.inf"):
-        return math.inf
-    raise InputError(f"{ast.unparse(node)!r} is not a number")
-
-
-def describe(distribution: Distribution) -> str:
-    """Write a distribution as bilby would; the inverse of `parse_prior`."""
-    if isinstance(distribution, DeltaFunction):
-        return repr(distribution.peak)
-    arguments = {field.name: getattr(distribution, field.name) for field in fields(distribution)}  # type: ignore[arg-type]  # all are dataclasses
-    name = type(distribution).__name__
-    if name == "TruncatedGaussian" and math.isinf(arguments["minimum"]):
-        name = "Gaussian"
-        del arguments["minimum"], arguments["maximum"]
-    return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
-
-
-def _require_order(distribution: Distribution) -> None:
-    if not distribution.minimum < distribution.maximum:
-        raise InputError(
-            f"minimum {distribution.minimum:g} is not below maximum {distribution.maximum:g}"
+    def allows(self, parameters: Mapping[str, float]) -> bool:
+        """Whether a draw, by bilby's names, lies inside every constraint."""
+        if not self.constraints:
+            return True
+        masses = derived_masses(parameters["chirp_mass"], parameters["mass_ratio"])
+        return all(
+            parse_constraint(text).allows(masses[name]) for name, text in self.constraints.items()
         )
 
+    def _take_over(self, file: str) -> None:
+        """Replace the file by those of its entries that are not given already.
 
-def _inside(
-    distribution: Distribution, value: Float[Array, "n"], density: Float[Array, "n"]
-) -> Float[Array, "n"]:
-    inside = (value >= distribution.minimum) & (value <= distribution.maximum)
-    return np.where(inside, density, -np.inf)
+        Afterwards the configuration is as if they had been written into it.
+        """
+        entries = read_prior_file(file)
+        given = {name for name in PARAMETERS if getattr(self, name) is not None}
+        in_file = set(entries) & set(PARAMETERS)
+        if in_file and in_file <= given:
+            raise InputError(
+                f"prior.file: every parameter of {file} is given beside it too, which counts more; "
+                "take out of the recipe, or set to null, what the file shall give"
+            )
+        constraints = {}
+        for name, text in entries.items():
+            try:
+                if name not in PARAMETERS:
+                    constraints[name] = _constraint_of_file(name, text)
+                elif name not in given:
+                    object.__setattr__(self, name, describe(_parse_entry(name, text)))
+            except InputError as error:
+                raise InputError(f"prior.file: {file}: {error}") from None
+        object.__setattr__(self, "constraints", {**constraints, **self.constraints})
+        object.__setattr__(self, "file", None)
+
+
+def _parse_entry(name: str, text: str | float) -> Distribution:
+    facts = PARAMETERS[name]
+    try:
+        distribution = parse_prior(text)
+    except InputError as error:
+        raise InputError(f"prior.{name}: {error}") from None
+    unit = f" {facts.unit}" if facts.unit else ""
+    for end in (distribution.minimum, distribution.maximum):
+        if not facts.minimum <= end <= facts.maximum or end in facts.excluded:
+            raise InputError(
+                f"prior.{name}: {text} reaches {end:g}{unit}, possible is "
+                f"{facts.minimum:.4g} to {facts.maximum:.4g}{unit}"
+                + "".join(f", {value:g} excluded" for value in facts.excluded)
+            )
+    return distribution
+
+
+def _parse_constraint_on(name: str, text: str) -> Constraint:
+    if name not in DERIVED_MASSES:
+        why = "is drawn itself: narrow its prior" if name in PARAMETERS else "is not known"
+        raise InputError(
+            f"prior.constraints.{name}: {name} {why}; a constraint may be on "
+            + ", ".join(DERIVED_MASSES)
+        )
+    try:
+        return parse_constraint(text)
+    except InputError as error:
+        raise InputError(f"prior.constraints.{name}: {error}") from None
+
+
+def _constraint_of_file(name: str, text: str) -> str:
+    """Read an entry whose name is no parameter's."""
+    if not is_constraint(text) or name not in DERIVED_MASSES:
+        raise InputError(f"{name} = {text} is of no use here; {_advice_on(name)}")
+    found = _parse_constraint_on(name, text)
+    return f"Constraint(minimum={found.minimum!r}, maximum={found.maximum!r})"
+
+
+def _advice_on(name: str) -> str:
+    """What to write in place of a name that is not drawn here."""
+    if name.endswith("_time"):
+        return "write geocent_time = Uniform(...)"
+    if name.endswith("_source"):
+        return f"write {name.removesuffix('_source')} in the detector frame"
+    return _ADVICE.get(name, "take the line out").format(name=name)

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,15 +19,15 @@ import numpy as np
 
 from pipeline.cluster import connect
 from pipeline.config import (
-    PARAMETERS,
     DatasetConfig,
-    SimulationConfig,
     simulation_from_dict,
     simulation_to_dict,
+    without_paths,
 )
 from pipeline.detector import Detector
 from pipeline.memory import keep_freed_memory
-from pipeline.priors import describe
+from pipeline.prior_text import describe
+from pipeline.priors import PARAMETERS
 from pipeline.runlog import RunLog, ShardReport
 from pipeline.simulate import Simulator
 from pipeline.window import map_window
@@ -149,7 +149,7 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
     return Schema(
         events=config.events,
         events_per_shard=min(config.events_per_shard, config.events),
-        detectors=config.detectors,
+        detectors=tuple(detector.name for detector in simulator.detectors),
         samples=segment.samples,
         sample_rate=segment.sample_rate,
         encoding=encoding_named(config.encoding),
@@ -167,13 +167,14 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
         frequencies=simulator.psd.shape[1],
         frequency_step=1 / segment.generation_duration,
         provenance={
-            "configuration": simulation_to_dict(_without_paths(config.simulation)),
+            "configuration": simulation_to_dict(without_paths(config.simulation)),
             "seed": config.seed,
             "start_time": segment.start_time,
             "band": [config.waveform.f_lower, segment.sample_rate / 2],
             "detectors": [detector.to_dict() for detector in simulator.detectors],
             "versions": {
-                name: version(name) for name in ("strainflow", "pycbc", "lalsuite", "numpy")
+                name: version(name)
+                for name in ("strainflow", "pycbc", "lalsuite", "numpy", "scipy", "astropy")
             },
         },
     )
@@ -219,13 +220,6 @@ def _simulator_of_dataset(folder: Path, identity: bytes) -> tuple[Simulator, Sch
     detectors = tuple(Detector.from_dict(document) for document in provenance["detectors"])
     config = simulation_from_dict(provenance["configuration"])
     return Simulator(config, detectors, read_psd(folder)), schema
-
-
-def _without_paths(config: SimulationConfig) -> SimulationConfig:
-    """Keep only the name of a PSD file: the same file elsewhere is the same configuration."""
-    if config.psd.file is None:
-        return config
-    return replace(config, psd=replace(config.psd, file=Path(config.psd.file).name))
 
 
 def _finite(value: float) -> float | None:

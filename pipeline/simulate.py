@@ -6,17 +6,26 @@ one Philox generator with the key (seed, i), so that events can be made anywhere
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 from jaxtyping import Complex, Float
 
-from pipeline.config import PARAMETERS, SimulationConfig
-from pipeline.detector import Detector, SkyPosition, detector_named, project
-from pipeline.noise import Whitening, load_psd
-from pipeline.priors import Distribution
-from pipeline.waveform import WaveformError, approximant_number, polarisations
+from pipeline.config import PhenomXConfig, SegmentConfig, SimulationConfig, WaveformConfig
+from pipeline.detector import Detector, SkyPosition, project
+from pipeline.distributions import Distribution
+from pipeline.network import detectors_of
+from pipeline.noise import Whitening, load_psds
+from pipeline.priors import PARAMETERS
+from pipeline.waveform import (
+    PHASE_IS_A_FACTOR,
+    Polarisations,
+    WaveformError,
+    approximant_number,
+    polarisations,
+)
+from pipeline.wraparound import require_room
 from storage.arrays import Array
 from storage.errors import InputError
 from storage.schema import Event
@@ -24,6 +33,25 @@ from storage.schema import Event
 # A recipe that accepts one draw in a hundred still finishes a million events: all of so many are
 # rejected with a probability of 1e-9.
 MOST_DRAWS = 2000
+# A model that fails for as many has more against it than a corner of the prior.
+MOST_TRIALS = 50
+
+# In a row, outside the prior's constraints. No waveform is made for them: all cost about 8 s.
+MOST_OUTSIDE = 100_000
+
+
+# What a waveform does not hold: the same one serves any distance, direction and time.
+EXTRINSIC = ("luminosity_distance", "ra", "dec", "psi", "geocent_time")
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """A source that was accepted, and the draws thrown away before it."""
+
+    parameters: dict[str, float]
+    signal: Float[Array, "detector time"]
+    snr: Float[Array, "detector"]
+    rejected: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -48,9 +76,54 @@ class Simulator:
             InputError: A detector, PSD or waveform model is not known or does not fit.
         """
         approximant_number(config.waveform.approximant)
-        detectors = tuple(detector_named(name) for name in config.detectors)
-        psd = load_psd(config.psd, config.segment, config.waveform.f_lower)
-        return cls(config, detectors, np.tile(psd, (len(detectors), 1)))
+        detectors = detectors_of(config.detectors)
+        simulator = cls(config, detectors, load_psds(config, [item.name for item in detectors]))
+        require_room(config)
+        simulator.try_waveform()
+        return simulator
+
+    def over(self, segment: SegmentConfig) -> "Simulator":
+        """The same physics over another stretch, whether signals fit into it or not."""
+        config = replace(self.config, segment=segment)
+        psd = load_psds(config, [item.name for item in self.detectors])
+        return Simulator(config, self.detectors, psd)
+
+    def try_waveform(self) -> None:
+        """See whether the model gives any signal at all, before many workers find that it does not.
+
+        Raises:
+            InputError: It gives none of `MOST_TRIALS` draws.
+        """
+        waveform = self.config.waveform
+        reason = self._why_no_waveform(waveform)
+        if reason is None:
+            return
+        if waveform.phenomx.given():
+            plain = replace(waveform, phenomx=PhenomXConfig())
+            if self._why_no_waveform(plain) is None:
+                settings = ", ".join(f"{k} {v}" for k, v in waveform.phenomx.given().items())
+                raise InputError(
+                    f"waveform.phenomx: {waveform.approximant} refuses {settings} ({reason}); "
+                    "give a value that LALSimulation knows, or none"
+                )
+        raise InputError(
+            f"waveform.approximant: {waveform.approximant} gives no signal for any of "
+            f"{MOST_TRIALS} draws from the prior ({reason}); take another model, or a prior within "
+            "its range: one without precession needs tilts of 0"
+        )
+
+    def _why_no_waveform(self, waveform: WaveformConfig) -> str | None:
+        """LAL's reason why none of the first draws has a signal, None where one has."""
+        generator = np.random.default_rng(0)
+        reason = None
+        for _ in range(MOST_TRIALS):
+            try:
+                polarisations(self.draw_parameters(generator), waveform, self.config.segment)
+            except WaveformError as error:
+                reason = str(error)
+            else:
+                return None
+        return reason
 
     @cached_property
     def whitening(self) -> Whitening:
@@ -61,36 +134,91 @@ class Simulator:
         """Simulate one event.
 
         Raises:
-            InputError: No draw out of `MOST_DRAWS` was accepted.
+            InputError: No draw out of `MOST_DRAWS` was accepted, or none was inside the
+                constraints.
         """
         generator = np.random.Generator(
             np.random.Philox(np.random.SeedSequence(self.config.seed, spawn_key=(number,)))
         )
-        rejected = Counter[str]()
-        for _ in range(MOST_DRAWS):
-            parameters = self.draw_parameters(generator)
-            try:
-                signal = self.signal(parameters)
-            except WaveformError:
-                rejected["waveform_failed"] += 1
-                continue
-            snr = optimal_snr(signal)
-            reason = self._refusal(float(np.linalg.norm(snr)))
-            if reason is None:
-                break
-            rejected[reason] += 1
-        else:
-            counts = ", ".join(f"{reason} {count}" for reason, count in rejected.items())
-            raise InputError(
-                f"event {number}: none of {MOST_DRAWS} draws from the prior was accepted "
-                f"({counts}); widen network_snr or change prior.luminosity_distance"
-            )
+        draw = self._first_accepted(number, generator)
+        strain = draw.signal
         if self.config.noise == "gaussian":
-            signal += self.whitening.draw_noise(generator)
-        return Event(number, signal, np.array(list(parameters.values())), snr, rejected)
+            strain += self.whitening.draw_noise(generator)
+        parameters = np.array(list(draw.parameters.values()))
+        return Event(number, strain, parameters, draw.snr, draw.rejected)
+
+    def _first_accepted(self, number: int, generator: np.random.Generator) -> "_Draw":
+        """Draw sources for an event until one is accepted.
+
+        Where a waveform serves several events, the first event of a group draws everything, and the
+        others all but what the waveform holds. An accepted waveform comes with the probability that
+        the window gives it, and the rest is drawn from what the window leaves for that waveform: so
+        each event by itself is distributed as if it had drawn everything.
+        """
+        leader = number - number % self.config.extrinsic_draws_per_waveform
+        shared = None if number == leader else self._waves_of_leader(leader)
+        rejected, snrs = Counter[str](), []
+        for _ in range(MOST_DRAWS):
+            if shared is None:
+                parameters = self._draw_allowed(number, generator, rejected)
+                try:
+                    waves = self.waves(parameters)
+                except WaveformError:
+                    rejected["waveform_failed"] += 1
+                    continue
+            else:
+                parameters, waves = self._reuse(*shared, self.draw_parameters(generator))
+            signal = self._signal_of(waves, parameters)
+            snr = optimal_snr(signal)
+            snrs.append(float(np.linalg.norm(snr)))
+            reason = self._refusal(snrs[-1])
+            if reason is None:
+                if number == leader:
+                    self._shared.clear()
+                    self._shared[leader] = (parameters, waves)
+                return _Draw(parameters, signal, snr, rejected)
+            rejected[reason] += 1
+        raise InputError(self._advice(number, rejected, snrs))
+
+    def _waves_of_leader(self, leader: int) -> tuple[dict[str, float], Polarisations]:
+        """Parameters and waveform of the first event of a group, the last one at hand."""
+        if leader not in self._shared:
+            generator = np.random.Generator(
+                np.random.Philox(np.random.SeedSequence(self.config.seed, spawn_key=(leader,)))
+            )
+            self._first_accepted(leader, generator)
+        return self._shared[leader]
+
+    def _reuse(
+        self, drawn: Mapping[str, float], waves: Polarisations, own: Mapping[str, float]
+    ) -> tuple[dict[str, float], Polarisations]:
+        """Give a waveform the distance, sky, time, and where the model allows phase, of a draw."""
+        names: tuple[str, ...] = EXTRINSIC
+        turn = 1.0 + 0j
+        if self.config.waveform.approximant in PHASE_IS_A_FACTOR:
+            names = (*EXTRINSIC, "phase")
+            turn = np.exp(2j * (own["phase"] - drawn["phase"]))
+        factor = turn * drawn["luminosity_distance"] / own["luminosity_distance"]
+        parameters = {**drawn, **{name: own[name] for name in names}}
+        return parameters, Polarisations(waves.plus * factor, waves.cross * factor, waves.first_bin)
+
+    def _advice(self, number: int, rejected: Counter[str], snrs: list[float]) -> str:
+        """Say why an event found no source, and what to change."""
+        counts = ", ".join(f"{reason} {count}" for reason, count in rejected.items())
+        message = (
+            f"event {number}: none of {MOST_DRAWS} draws from the prior was accepted ({counts})"
+        )
+        if not snrs:
+            return f"{message}; take another waveform.approximant, or a prior within its range"
+        window = self.config.network_snr
+        return (
+            f"{message}; their network SNRs are {min(snrs):.3g} to {max(snrs):.3g}, half of them "
+            f"below {np.median(snrs):.3g}, network_snr asks for {window.minimum:g} to "
+            f"{window.maximum:g}: widen it, or change prior.luminosity_distance"
+        )
 
     def draw_parameters(self, generator: np.random.Generator) -> dict[str, float]:
-        """Draw source parameters from the prior, by bilby's names.
+        """Draw source parameters from the prior, by bilby's names, whatever its constraints.
 
         A fixed parameter uses up a random number too: fixing one leaves the others as they were.
         """
@@ -100,14 +228,52 @@ class Simulator:
             for (name, prior), number in zip(self._priors.items(), uniform, strict=True)
         }
 
+    def _draw_allowed(
+        self, number: int, generator: np.random.Generator, rejected: Counter[str]
+    ) -> dict[str, float]:
+        """Draw until the prior's constraints are met; count the draws that do not meet them."""
+        for _ in range(MOST_OUTSIDE):
+            parameters = self.draw_parameters(generator)
+            if self.config.prior.allows(parameters):
+                return parameters
+            rejected["outside_constraint"] += 1
+        raise InputError(
+            f"event {number}: none of {MOST_OUTSIDE} draws in a row lies inside prior.constraints "
+            f"({', '.join(self.config.prior.constraints)}); widen them, or narrow prior.chirp_mass "
+            "and prior.mass_ratio to what they allow"
+        )
+
+    def waves(self, parameters: Mapping[str, float]) -> Polarisations:
+        """The polarisations of a source.
+
+        Raises:
+            WaveformError: The model does not exist for it.
+        """
+        return polarisations(parameters, self.config.waveform, self.config.segment)
+
     def strain(
         self, parameters: Mapping[str, float]
     ) -> tuple[Complex[Array, "detector frequency"], int]:
         """Strain at each detector [1/Hz] before whitening, and the number of its first bin."""
-        segment = self.config.segment
-        waves = polarisations(parameters, self.config.waveform, segment)
+        waves = self.waves(parameters)
+        return self._project(waves, parameters), waves.first_bin
+
+    def signal(self, parameters: Mapping[str, float]) -> Float[Array, "detector time"]:
+        """The whitened signal in the segment, without noise, float32 [sigma]."""
+        return self._signal_of(self.waves(parameters), parameters)
+
+    def _signal_of(
+        self, waves: Polarisations, parameters: Mapping[str, float]
+    ) -> Float[Array, "detector time"]:
+        whitened = self.whitening.whiten(self._project(waves, parameters), waves.first_bin)
+        return self.whitening.to_segment(whitened, waves.first_bin)
+
+    def _project(
+        self, waves: Polarisations, parameters: Mapping[str, float]
+    ) -> Complex[Array, "detector frequency"]:
         source = SkyPosition(*(parameters[name] for name in ("ra", "dec", "psi", "geocent_time")))
-        strain = project(
+        segment = self.config.segment
+        return project(
             waves.plus,
             waves.cross,
             waves.first_bin,
@@ -116,12 +282,11 @@ class Simulator:
             self.detectors,
             segment.generation_start,
         )
-        return strain, waves.first_bin
 
-    def signal(self, parameters: Mapping[str, float]) -> Float[Array, "detector time"]:
-        """The whitened signal in the segment, without noise, float32 [sigma]."""
-        strain, first_bin = self.strain(parameters)
-        return self.whitening.to_segment(self.whitening.whiten(strain, first_bin), first_bin)
+    @cached_property
+    def _shared(self) -> dict[int, tuple[dict[str, float], Polarisations]]:
+        """The waveform that the events of the last group share, by the number of its first."""
+        return {}
 
     @cached_property
     def _priors(self) -> dict[str, Distribution]:
@@ -135,7 +300,7 @@ class Simulator:
 
 
 def optimal_snr(signal: Float[Array, "detector time"]) -> Float[Array, "detector"]:
-    """Norm of a whitened signal in each detector, in double precision to 1e-8."""
+    """Norm of a whitened signal in each detector, to 1e-7."""
     pieces = signal[:, : signal.shape[1] // _PIECE * _PIECE].reshape(len(signal), -1, _PIECE)
     rest = signal[:, pieces.shape[1] * _PIECE :]
     # Short sums in single precision, which the processor does fast, then those in double.

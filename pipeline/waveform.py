@@ -2,19 +2,28 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import lal
 import lalsimulation
 import numpy as np
 from jaxtyping import Complex, Float
 
-from pipeline.config import SegmentConfig, WaveformConfig
+from pipeline.config import PhenomXConfig, SegmentConfig, WaveformConfig
+from pipeline.detector import time_shift
+from pipeline.masses import component_masses
 from storage.arrays import Array
 from storage.errors import InputError
 
 lal.ClobberDebugLevel(0)  # a failing waveform is counted, not printed by every worker
 
 TAPER_END = 1.2  # in units of f_lower
+
+# Models whose co-precessing frame holds the (2, 2) mode alone: a shift of the phase by x turns both
+# polarisations by exp(2 i x), at a given geometry of the total angular momentum (1e-13 measured).
+PHASE_IS_A_FACTOR = frozenset(
+    {"IMRPhenomD", "IMRPhenomPv2", "IMRPhenomPv3", "IMRPhenomXAS", "IMRPhenomXP"}
+)
 
 
 class WaveformError(RuntimeError):
@@ -36,11 +45,12 @@ class Polarisations:
     first_bin: int
 
 
+@lru_cache
 def approximant_number(name: str) -> int:
-    """Look a frequency-domain waveform model up in LALSimulation.
+    """Look a waveform model up in LALSimulation.
 
     Raises:
-        InputError: There is none of that name.
+        InputError: There is none of that name, or it can give no polarisations.
     """
     number = getattr(lalsimulation, name, None)
     if not isinstance(number, int) or _name_of_approximant(number) != name:
@@ -48,12 +58,19 @@ def approximant_number(name: str) -> int:
             f"waveform.approximant: got {name!r}, LALSimulation knows none of that name; "
             "try IMRPhenomXPHM"
         )
-    if not lalsimulation.SimInspiralImplementedFDApproximants(number):
+    if not _in_frequency_domain(number) and not lalsimulation.SimInspiralImplementedTDApproximants(
+        number
+    ):
         raise InputError(
-            f"waveform.approximant: {name} is a time-domain model, one in the frequency domain "
-            "is needed; try IMRPhenomXPHM"
+            f"waveform.approximant: {name} is a name that LALSimulation has no model for; "
+            "try IMRPhenomXPHM"
         )
     return number
+
+
+@lru_cache
+def _in_frequency_domain(number: int) -> bool:
+    return bool(lalsimulation.SimInspiralImplementedFDApproximants(number))
 
 
 def _name_of_approximant(number: int) -> str | None:
@@ -67,7 +84,9 @@ def _name_of_approximant(number: int) -> str | None:
 def lal_arguments(
     parameters: Mapping[str, float], waveform: WaveformConfig, segment: SegmentConfig
 ) -> tuple[object, ...]:
-    """The arguments of `SimInspiralChooseFDWaveform`, in SI units and with Cartesian spins.
+    """The arguments of `SimInspiralChooseFDWaveform` and `SimInspiralFD`, which are the same.
+
+    In SI units and with Cartesian spins.
 
     Args:
         parameters: bilby's names and units.
@@ -94,14 +113,36 @@ def lal_arguments(
         *(mass_1, mass_2, *spins, distance, inclination, parameters["phase"]),
         *(longitude_of_nodes, eccentricity, mean_anomaly),
         *(1 / segment.generation_duration, waveform.f_lower, segment.sample_rate / 2),
-        *(waveform.f_ref, lal.CreateDict(), approximant_number(waveform.approximant)),
+        *(waveform.f_ref, _lal_options(waveform.phenomx)),
+        approximant_number(waveform.approximant),
     )
+
+
+def _lal_options(phenomx: PhenomXConfig) -> object:
+    options = lal.CreateDict()
+    for name, value in phenomx.given().items():
+        _INSERT_OPTION[name](options, value)
+    return options
+
+
+_INSERT_OPTION = {
+    name: getattr(lalsimulation, f"SimInspiralWaveformParamsInsertPhenom{lal_name}")
+    for name, lal_name in {
+        "multibanding": "XHMThresholdMband",
+        "precession_multibanding": "XPHMThresholdMband",
+        "precession_version": "XPrecVersion",
+    }.items()
+}
 
 
 def polarisations(
     parameters: Mapping[str, float], waveform: WaveformConfig, segment: SegmentConfig
 ) -> Polarisations:
     """Generate h+ and hx with the taper that softens their start.
+
+    A model in the time domain is conditioned and transformed by LAL's `SimInspiralFD`, as in bilby:
+    it begins at f_lower or below, with a taper of its own. What lies below f_lower is cut off, and
+    our taper follows, as for every model.
 
     Args:
         parameters: bilby's names and units.
@@ -111,19 +152,29 @@ def polarisations(
     Raises:
         WaveformError: LALSimulation refuses these parameters, or gives a signal that is not finite.
     """
+    in_frequency_domain = _in_frequency_domain(approximant_number(waveform.approximant))
+    generate = (
+        lalsimulation.SimInspiralChooseFDWaveform
+        if in_frequency_domain
+        else lalsimulation.SimInspiralFD
+    )
     try:
-        plus, cross = lalsimulation.SimInspiralChooseFDWaveform(
-            *lal_arguments(parameters, waveform, segment)
-        )
+        plus_series, cross_series = generate(*lal_arguments(parameters, waveform, segment))
     except RuntimeError as error:
         raise WaveformError(str(error)) from None
-    plus, cross = plus.data.data, cross.data.data
+    plus, cross = plus_series.data.data, cross_series.data.data
     first = round(waveform.f_lower * segment.generation_duration)
     last = len(plus) - int(np.argmax(plus.real[::-1] != 0))  # LAL fills up with zeros
     last = min(last, segment.generation_samples // 2)  # without the Nyquist bin
     plus, cross = plus[first:last].copy(), cross[first:last].copy()
     if not plus.any() or not np.isfinite(plus.sum() + cross.sum()):
         raise WaveformError("the signal is empty or not finite")
+    if not in_frequency_domain:
+        # LAL's series begins at its epoch and has length 1/deltaF: coalescence to time zero.
+        late = float(plus_series.epoch) + segment.generation_duration
+        shift = time_shift(late, first, len(plus), 1 / segment.generation_duration)
+        plus *= shift
+        cross *= shift
     taper = start_taper(waveform, segment)[: len(plus)]
     plus[: len(taper)] *= taper
     cross[: len(taper)] *= taper
@@ -135,9 +186,3 @@ def start_taper(waveform: WaveformConfig, segment: SegmentConfig) -> Float[Array
     step = 1 / segment.generation_duration
     first, last = (round(end * waveform.f_lower / step) for end in (1, TAPER_END))
     return np.sin(np.pi / 2 * np.arange(last - first) / (last - first)) ** 2
-
-
-def component_masses(chirp_mass: float, mass_ratio: float) -> tuple[float, float]:
-    """m1 >= m2 from the chirp mass and m2/m1, in the unit of the chirp mass."""
-    mass_1 = chirp_mass * (1 + mass_ratio) ** 0.2 / mass_ratio**0.6
-    return mass_1, mass_1 * mass_ratio

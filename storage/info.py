@@ -120,7 +120,7 @@ def summary(facts: DatasetInfo) -> str:
         f"{'signal and noise' if facts.noisy else 'signals without noise'}",
         f"  encoding    {facts.encoding}, {facts.bytes_per_event:,} bytes an event, "
         f"largest SNR loss {facts.largest_snr_loss:.2g}",
-        f"  waveform    {', '.join(f'{name} {value}' for name, value in waveform.items())}",
+        f"  waveform    {', '.join(_settings(waveform))}",
         f"  seed        {facts.provenance.get('seed')}; draws thrown away: {rejected or 'none'}",
         f"  versions    {', '.join(f'{name} {number}' for name, number in versions.items())}",
         "  prior",
@@ -131,3 +131,14 @@ def summary(facts: DatasetInfo) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _settings(section: Mapping[str, Any]) -> list[str]:
+    """Name and value of each setting, those of a section within it by its name and a dot."""
+    words = []
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            words += [f"{name}.{word}" for word in _settings(value)]
+        else:
+            words.append(f"{name} {value}")
+    return words

@@ -122,15 +122,14 @@ class ShardWriter:
         size = layout.json_size(row)
         text = json.dumps(facts, allow_nan=False).encode()
         assert len(text) < size, f"JSON of {len(text)} bytes exceeds the room of {size}"
-        codes = np.ascontiguousarray(strain, layout.dtype)
-        payload = codes.data.cast("B")
+        payload = np.ascontiguousarray(strain, layout.dtype).tobytes()
         self._file.write(_tar_header(f"{key}.json", size))
         self._file.write(text.ljust(size - 1) + b"\n")
         self._file.write(_tar_header(f"{key}.strain.npy", NPY_HEADER + layout.payload))
         self._file.write(layout.npy_header())
         self._file.write(payload)
         self._file.write(bytes(-len(payload) % BLOCK))
-        self.crc32c.append(google_crc32c.value(codes))  # takes arrays, but no memoryview
+        self.crc32c.append(google_crc32c.value(payload))
         self._rows += 1
 
     def finish(self) -> tuple[int, str]:

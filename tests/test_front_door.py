@@ -135,7 +135,7 @@ def _one_loud_event():
         (("--psd.name=ET-Z",), ["psd.name: got 'ET-Z', known are ET-D"]),
         (("--detectors=[E1,E9]",), ["detectors: got 'E9', known are", "E3"]),
         (("--waveform.approximant=Nope",), ["waveform.approximant: got 'Nope'"]),
-        (("--waveform.approximant=SEOBNRv4",), ["SEOBNRv4 is a time-domain model"]),
+        (("--waveform.approximant=SEOBNRv4",), ["SEOBNRv4 gives no signal", "tilts of 0"]),
         (("--encoding=int4",), ["encoding: got 'int4', known are float32, float16, int16, int8"]),
         (("--prior.geocent_time=5",), ["prior.geocent_time: 5", "1577491211 to 1577491219 s"]),
         (("--cluster.kind=cloud",), ["cluster.kind: got 'cloud', known are local"]),
@@ -177,7 +177,8 @@ def test_a_wrong_recipe_is_answered_in_one_sentence(refusal, here, change, parts
         (b"just text", "no keys and values"),
         (bytes(range(256)), "not text"),
         (b"events: {{{", "config"),
-        (b"events: 4", "prior.chirp_mass"),
+        (b"events: 4", "segment.start_time"),
+        (b"events: 4\nsegment: {start_time: 9}", "prior.chirp_mass: is missing"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_answered_in_one_sentence(refusal, here, content, part):

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import lalsimulation
 
-from pipeline.config import PARAMETERS, DatasetConfig
+from pipeline.config import DatasetConfig
 from pipeline.memory import keep_freed_memory
+from pipeline.priors import PARAMETERS
 from pipeline.run import describe_dataset
 from pipeline.simulate import Simulator
 from pipeline.waveform import lal_arguments
@@ -25,7 +26,7 @@ from storage.dataset import create_dataset
 from storage.writer import write_shard
 from strainflow import read_config
 
-BLOCK = 32
+BLOCK = 64
 
 
 def main(events: int) -> None:

@@ -1,6 +1,6 @@
 """What the tests of the pipeline share: the recipe, its simulator, and bilby as a reference."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import bilby
 import lal
@@ -35,8 +35,7 @@ def simulator_with(simulator):
     """The same simulator over another stretch, such as generation_duration=64."""
 
     def build(**segment):
-        config = simulator.config
-        return Simulator.from_config(replace(config, segment=replace(config.segment, **segment)))
+        return simulator.over(replace(simulator.config.segment, **segment))
 
     return build
 
@@ -54,58 +53,107 @@ def frequencies(simulator):
     return np.arange(simulator.psd.shape[1]) / simulator.config.segment.generation_duration
 
 
-@pytest.fixture(scope="session")
-def bilby_interferometers(simulator, frequencies, tmp_path_factory):
-    """E1, E2, E3 as bilby builds them from LAL's arms; bilby's own ET has other ones."""
-    bilby.core.utils.logger.setLevel("ERROR")
-    segment = simulator.config.segment
-    band = simulator.psd[0] > 0
-    psd_file = tmp_path_factory.mktemp("psd") / "psd.txt"
-    np.savetxt(psd_file, np.c_[frequencies[band], simulator.psd[0, band]], fmt="%.17g")
-    geometry = {item.frDetector.prefix: item.frDetector for item in lal.CachedDetectors}
-    interferometers = []
-    for name in simulator.config.detectors:
-        facts = geometry[name]
-        interferometer = bilby.gw.detector.Interferometer(
-            name=name,
-            power_spectral_density=bilby.gw.detector.PowerSpectralDensity(psd_file=str(psd_file)),
-            minimum_frequency=simulator.config.waveform.f_lower,
-            maximum_frequency=segment.sample_rate / 2,
-            length=10,
-            latitude=np.degrees(facts.vertexLatitudeRadians),
-            longitude=np.degrees(facts.vertexLongitudeRadians),
-            elevation=facts.vertexElevation,
-            xarm_azimuth=90 - np.degrees(facts.xArmAzimuthRadians),
-            yarm_azimuth=90 - np.degrees(facts.yArmAzimuthRadians),
-            xarm_tilt=facts.xArmAltitudeRadians,
-            yarm_tilt=facts.yArmAltitudeRadians,
+@dataclass(frozen=True)
+class Bilby:
+    """bilby's detectors and its waveform generator, set up as a simulator is."""
+
+    interferometers: list
+    generator: bilby.gw.WaveformGenerator
+
+    def strain(self, source):
+        """Strain at each detector, over all bins, without a taper [1/Hz]."""
+        polarisations = self.generator.frequency_domain_strain(dict(source))
+        return np.array(
+            [item.get_detector_response(polarisations, source) for item in self.interferometers]
         )
-        interferometer.set_strain_data_from_zero_noise(
-            segment.sample_rate, segment.generation_duration, segment.generation_start
+
+    def snrs(self, strain):
+        """Optimal SNR of a strain in each detector."""
+        return np.array(
+            [
+                np.sqrt(item.optimal_snr_squared(row).real)
+                for item, row in zip(self.interferometers, strain, strict=True)
+            ]
         )
-        interferometers.append(interferometer)
-    return interferometers
 
 
 @pytest.fixture(scope="session")
-def bilby_strain(simulator, bilby_interferometers, sources):
+def bilby_of(tmp_path_factory):
+    """Build bilby's counterpart of a simulator."""
+
+    def build(simulator):
+        bilby.core.utils.logger.setLevel("ERROR")
+        segment, waveform = simulator.config.segment, simulator.config.waveform
+        frequencies = np.arange(simulator.psd.shape[1]) / segment.generation_duration
+        folder = tmp_path_factory.mktemp("psd")
+        interferometers = []
+        for detector, psd in zip(simulator.detectors, simulator.psd, strict=True):
+            psd_file = folder / f"{detector.name}.txt"
+            np.savetxt(psd_file, np.c_[frequencies, psd][psd > 0], fmt="%.17g")
+            interferometer = bilby.gw.detector.Interferometer(
+                name=detector.name,
+                power_spectral_density=bilby.gw.detector.PowerSpectralDensity(
+                    psd_file=str(psd_file)
+                ),
+                minimum_frequency=waveform.f_lower,
+                maximum_frequency=segment.sample_rate / 2,
+                **geometry_for_bilby(detector.name),
+            )
+            interferometer.set_strain_data_from_zero_noise(
+                segment.sample_rate, segment.generation_duration, segment.generation_start
+            )
+            interferometers.append(interferometer)
+        generator = bilby.gw.WaveformGenerator(
+            duration=segment.generation_duration,
+            sampling_frequency=segment.sample_rate,
+            frequency_domain_source_model=bilby.gw.source.lal_binary_black_hole,
+            waveform_arguments={
+                "waveform_approximant": waveform.approximant,
+                "reference_frequency": waveform.f_ref,
+                "minimum_frequency": waveform.f_lower,
+                **{LAL_SETTINGS[name]: value for name, value in waveform.phenomx.given().items()},
+            },
+        )
+        return Bilby(interferometers, generator)
+
+    return build
+
+
+LAL_SETTINGS = {
+    "multibanding": "PhenomXHMThresholdMband",
+    "precession_multibanding": "PhenomXPHMThresholdMband",
+    "precession_version": "PhenomXPrecVersion",
+}
+
+
+def geometry_for_bilby(name):
+    """LAL's facts of a detector in bilby's words; bilby's own ET has exchanged arms."""
+    facts = next(x.frDetector for x in lal.CachedDetectors if x.frDetector.prefix == name)
+    return {
+        "length": 2e-3 * facts.xArmMidpoint,
+        "latitude": np.degrees(facts.vertexLatitudeRadians),
+        "longitude": np.degrees(facts.vertexLongitudeRadians),
+        "elevation": facts.vertexElevation,
+        "xarm_azimuth": 90 - np.degrees(facts.xArmAzimuthRadians),
+        "yarm_azimuth": 90 - np.degrees(facts.yArmAzimuthRadians),
+        "xarm_tilt": facts.xArmAltitudeRadians,
+        "yarm_tilt": facts.yArmAltitudeRadians,
+    }
+
+
+@pytest.fixture(scope="session")
+def bilby_reference(simulator, bilby_of):
+    """bilby's counterpart of the simulator of et-bbh."""
+    return bilby_of(simulator)
+
+
+@pytest.fixture(scope="session")
+def bilby_interferometers(bilby_reference):
+    """E1, E2, E3 as bilby builds them from LAL's arms."""
+    return bilby_reference.interferometers
+
+
+@pytest.fixture(scope="session")
+def bilby_strain(bilby_reference, sources):
     """bilby's strain of each source at each detector, over all bins, without a taper [1/Hz]."""
-    segment, waveform = simulator.config.segment, simulator.config.waveform
-    generator = bilby.gw.WaveformGenerator(
-        duration=segment.generation_duration,
-        sampling_frequency=segment.sample_rate,
-        frequency_domain_source_model=bilby.gw.source.lal_binary_black_hole,
-        waveform_arguments={
-            "waveform_approximant": waveform.approximant,
-            "reference_frequency": waveform.f_ref,
-            "minimum_frequency": waveform.f_lower,
-        },
-    )
-    strain = []
-    for source in sources:
-        polarisations = generator.frequency_domain_strain(dict(source))
-        responses = [
-            item.get_detector_response(polarisations, source) for item in bilby_interferometers
-        ]
-        strain.append(np.array(responses))
-    return strain
+    return [bilby_reference.strain(source) for source in sources]

@@ -6,7 +6,8 @@ from dataclasses import fields
 import pytest
 
 from pipeline.cluster import ClusterConfig
-from pipeline.config import PARAMETERS, PriorConfig, simulation_from_dict, simulation_to_dict
+from pipeline.config import simulation_from_dict, simulation_to_dict, without_paths
+from pipeline.priors import PARAMETERS, PriorConfig
 from storage.errors import InputError
 
 
@@ -16,6 +17,12 @@ from storage.errors import InputError
         (),
         ("--noise=none", "--seed=123456789012", "--detectors=[E1]"),
         ("--network_snr={minimum: 3}",),
+        ("--detectors=[ET-EMR, H1]", "--psd_of={H1: {name: aLIGOZeroDetHighPower}}"),
+        (
+            "--detectors=[V1, {name: Q1, latitude: 50, longitude: -3.5, xarm_azimuth: 10, "
+            "yarm_azimuth: 70, length: 10, elevation: 20, xarm_tilt: 1e-4}]",
+        ),
+        ("--waveform.phenomx.precession_version=320", "--waveform.phenomx.multibanding=0"),
         ("--psd={file: /some/where.txt, quantity: psd}",),
         ("--prior.chirp_mass=30", "--prior.a_1=Uniform(0, 0.5)"),
         ("--segment={start_time: 1577491214.5, duration: 4}", "--waveform.f_lower=20"),
@@ -33,8 +40,24 @@ def test_configurations_that_differ_are_seen_to_differ(et_bbh):
     assert ours != simulation_to_dict(et_bbh("--prior.psi=1").simulation)
 
 
+def test_what_is_left_to_the_default_does_not_stand_in_the_metadata(et_bbh):
+    """So that data sets that were made before a setting existed can still be completed."""
+    document = simulation_to_dict(et_bbh().simulation)
+    assert "phenomx" not in document["waveform"]
+    assert "psd_of" not in document
+
+
+def test_the_folder_of_a_psd_file_does_not_matter(et_bbh):
+    here = et_bbh("--psd.file=/here/a.txt", "--psd_of={E2: {file: /here/b.txt}}").simulation
+    there = et_bbh("--psd.file=/there/a.txt", "--psd_of={E2: {file: /there/b.txt}}").simulation
+    assert here != there
+    assert without_paths(here) == without_paths(there)
+    assert without_paths(here).psd_of["E2"].file == "b.txt"
+
+
 def test_every_parameter_has_a_prior_and_no_other_has():
-    assert {field.name for field in fields(PriorConfig)} == set(PARAMETERS)
+    others = {"file", "constraints"}
+    assert {field.name for field in fields(PriorConfig)} - others == set(PARAMETERS)
 
 
 def test_the_stretch_of_the_waveform_ends_with_the_segment(et_bbh):
@@ -74,6 +97,21 @@ def test_the_stretch_of_the_waveform_ends_with_the_segment(et_bbh):
         ("--network_snr={minimum: 9, maximum: 8}", "network_snr: minimum 9 and maximum 8"),
         ("--detectors=[]", "detectors: got .*name each detector once"),
         ("--detectors=[E1,E1]", "detectors: got .*name each detector once"),
+        (
+            "--detectors=[Q1, {name: Q1, latitude: 91, longitude: 0, xarm_azimuth: 0, "
+            "yarm_azimuth: 90, length: 4}]",
+            "Q1's latitude is 91 degrees, possible is -90 to 90",
+        ),
+        (
+            "--detectors=[{name: Q1, latitude: 9, longitude: 0, xarm_azimuth: 10, "
+            "yarm_azimuth: 190, length: 4}]",
+            "Q1's arms lie on one line",
+        ),
+        (
+            "--detectors=[{name: Q1, latitude: 9, longitude: 0, xarm_azimuth: 10, "
+            "yarm_azimuth: 100, length: 0}]",
+            "positive length",
+        ),
         ("--seed=-1", "seed: got -1, must not be negative"),
         ("--events=0", "events: got 0, at least 1"),
         ("--events_per_shard=0", "events_per_shard: got 0, at least 1"),

@@ -197,6 +197,30 @@ def test_what_a_psd_file_holds_outside_the_band_does_not_matter(tmp_path):
     np.testing.assert_allclose(psd[160:-1], 1e-48)
 
 
+def test_a_detector_may_have_its_own_psd(simulator, tmp_path):
+    path = tmp_path / "asd.txt"
+    path.write_text("5 1e-24\n5000 1e-24\n")
+    own = {"E2": PsdConfig(name="CosmicExplorerP1600143"), "E3": PsdConfig(file=str(path))}
+    other = type(simulator).from_config(replace(simulator.config, psd_of=own))
+    assert np.array_equal(other.psd[0], simulator.psd[0])
+    one = load_psd(own["E2"], simulator.config.segment, 10.0)
+    assert np.array_equal(other.psd[1], one)
+    np.testing.assert_allclose(other.psd[2, 160:-1], 1e-48)
+
+
+@pytest.mark.parametrize(
+    ("psd_of", "reason"),
+    [
+        ({"V1": PsdConfig()}, "psd_of: got V1, the detectors are E1, E2, E3"),
+        ({"E2": PsdConfig(name="ET-Z")}, "psd_of.E2.name: got 'ET-Z'"),
+        ({"E2": PsdConfig(file="/no")}, "psd_of.E2.file: /no cannot be read"),
+    ],
+)
+def test_an_own_psd_that_cannot_be_used_is_named(simulator, psd_of, reason):
+    with pytest.raises(InputError, match=reason):
+        type(simulator).from_config(replace(simulator.config, psd_of=psd_of))
+
+
 @pytest.mark.parametrize(
     ("psd", "f_lower", "reason"),
     [

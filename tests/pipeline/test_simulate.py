@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import bilby
 import numpy as np
 import pytest
 from scipy import stats
 
 import pipeline
-from pipeline.config import PARAMETERS, SnrWindow
+from pipeline.config import SnrWindow
+from pipeline.priors import PARAMETERS
 from pipeline.simulate import Simulator, simulate_event
 from pipeline.waveform import start_taper
 from storage.errors import InputError
@@ -67,7 +69,7 @@ def test_the_comparison_of_snrs_sees_the_taper(simulator, sources, bilby_snrs):
 def test_the_recorded_snr_is_the_norm_of_the_signal(et_bbh):
     event = simulate_event(et_bbh("--noise=none").simulation, 3)
     power = np.sum(event.strain.astype(np.float64) ** 2, axis=1)
-    assert event.optimal_snr == pytest.approx(np.sqrt(power), rel=1e-9)
+    assert event.optimal_snr == pytest.approx(np.sqrt(power), rel=1e-7)
     assert 8 <= np.linalg.norm(event.optimal_snr) <= 1000
 
 
@@ -160,6 +162,59 @@ def test_a_prior_that_gives_no_event_ends_with_the_reason(et_bbh, monkeypatch):
     config = et_bbh("--noise=none", "--prior.luminosity_distance=1e8").simulation
     with pytest.raises(InputError, match="event 9: none of 5 .*snr_below_minimum 5.*widen"):
         simulate_event(config, 9)
+
+
+def test_a_draw_outside_a_constraint_is_drawn_again_and_counted(simulator):
+    """The accepted draw is the first of the event's own random numbers that bilby allows."""
+    limits = {"mass_1": "Constraint(60, 70)", "total_mass": "Constraint(90, 120)"}
+    prior = replace(simulator.config.prior, constraints=limits)
+    config = replace(simulator.config, prior=prior, network_snr=SnrWindow())
+    theirs = bilby.gw.prior.BBHPriorDict(
+        {**limits, "chirp_mass": "Uniform(1, 200)", "mass_ratio": "Uniform(0, 1)"}
+    )
+    counts = []
+    for number in range(4):
+        event = simulate_event(config, number)
+        generator = np.random.Generator(
+            np.random.Philox(np.random.SeedSequence(config.seed, spawn_key=(number,)))
+        )
+        outside = 0
+        while True:
+            draw = simulator.draw_parameters(generator)
+            masses = {name: draw[name] for name in ("chirp_mass", "mass_ratio")}
+            if theirs.evaluate_constraints(masses):
+                break
+            outside += 1
+        assert np.array_equal(event.parameters, list(draw.values()))
+        assert event.rejected["outside_constraint"] == outside
+        counts.append(outside)
+    assert sum(counts) > 10
+
+
+def test_constraints_that_all_draws_meet_change_no_bit(simulator):
+    prior = replace(simulator.config.prior, constraints={"mass_1": "Constraint(1, 1000)"})
+    free = simulator.event(3)
+    bound = Simulator.from_config(replace(simulator.config, prior=prior)).event(3)
+    assert np.array_equal(free.strain, bound.strain)
+    assert np.array_equal(free.parameters, bound.parameters)
+    assert free.rejected == bound.rejected
+
+
+def test_draws_outside_a_constraint_do_not_count_as_waveforms(simulator, monkeypatch):
+    """With no more than one waveform allowed, hundreds of cheap draws still end in an event."""
+    monkeypatch.setattr("pipeline.simulate.MOST_DRAWS", 1)
+    prior = replace(simulator.config.prior, constraints={"mass_1": "Constraint(60, 60.2)"})
+    config = replace(simulator.config, prior=prior, network_snr=SnrWindow())
+    assert Simulator.from_config(config).event(0).rejected["outside_constraint"] > 100
+
+
+def test_constraints_that_nothing_meets_end_with_advice(simulator, monkeypatch):
+    monkeypatch.setattr("pipeline.simulate.MOST_OUTSIDE", 500)
+    prior = replace(simulator.config.prior, constraints={"mass_2": "Constraint(900, 1000)"})
+    impossible = Simulator.from_config(replace(simulator.config, prior=prior))
+    reason = r"event 2: none of 500 draws in a row lies inside prior.constraints \(mass_2\); widen"
+    with pytest.raises(InputError, match=reason):
+        impossible.event(2)
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.config import DatasetConfig, PhenomXConfig
+from pipeline.masses import component_masses
+from pipeline.simulate import Simulator
 from pipeline.waveform import (
     WaveformError,
     approximant_number,
-    component_masses,
     polarisations,
     start_taper,
 )
 from storage.errors import InputError
+from strainflow import read_config
 
 
 def difference(ours, reference):
@@ -97,6 +100,109 @@ def test_a_binary_too_heavy_for_the_band_is_a_waveform_error(simulator, sources)
         polarisations(dict(sources[0], chirp_mass=20_000.0), config.waveform, config.segment)
 
 
+def with_waveform(simulator, **settings):
+    config = simulator.config
+    return replace(simulator, config=replace(config, waveform=replace(config.waveform, **settings)))
+
+
+@pytest.mark.parametrize("name", ["IMRPhenomTPHM", "SEOBNRv4PHM"])
+def test_a_model_in_the_time_domain_merges_where_others_do(simulator, sources, name):
+    """Measured: at most 6 ms from IMRPhenomXPHM; the peak of the whitened strain is broad."""
+    for source in sources[:2]:
+        heavy = dict(source, chirp_mass=60.0, mass_ratio=0.8, a_1=0.3, a_2=0.3)
+        ours = with_waveform(simulator, approximant=name).signal(heavy)
+        reference = simulator.signal(heavy)
+        peaks = [np.argmax(np.square(series).sum(0)) / 8192 for series in (ours, reference)]
+        assert abs(peaks[0] - peaks[1]) < 0.01
+        assert 0.5 < np.linalg.norm(ours) / np.linalg.norm(reference) < 2
+
+
+def test_a_model_in_the_time_domain_gives_the_same_bits_again(simulator, sources):
+    other = with_waveform(simulator, approximant="IMRPhenomTPHM")
+    first = other.signal(sources[0])
+    simulator.signal(sources[1])
+    assert np.array_equal(other.signal(sources[0]), first)
+
+
+def test_a_model_in_the_time_domain_has_the_band_and_the_taper_of_all_others(simulator, sources):
+    config = with_waveform(simulator, approximant="IMRPhenomTPHM").config
+    waves = polarisations(dict(sources[0], chirp_mass=60.0), config.waveform, config.segment)
+    assert waves.first_bin == 160
+    assert waves.plus[0] == 0
+    assert np.abs(waves.plus[1]) > 0
+    assert waves.first_bin + len(waves.plus) <= config.segment.generation_samples // 2
+
+
+def test_a_sample_rate_that_is_no_power_of_two_does_not_matter_to_a_model_in_the_time_domain(
+    simulator, simulator_with, sources
+):
+    """LAL then returns more bins than were asked for."""
+    odd = with_waveform(simulator_with(sample_rate=6000.0), approximant="IMRPhenomTPHM")
+    even = with_waveform(simulator, approximant="IMRPhenomTPHM")
+    source = dict(sources[0], chirp_mass=60.0)
+    ours, first = odd.strain(source)
+    reference, _ = even.strain(source)
+    count = 500 * 16
+    assert first + ours.shape[1] <= 6000 * 16 // 2
+    assert difference(ours[:, :count], reference[:, :count]) < 1e-3
+
+
+SETTINGS = [
+    ({"multibanding": 0.0}, 1e-7, 1e-2),
+    ({"precession_multibanding": 0.1}, 1e-7, 5e-2),
+    ({"precession_version": 102}, 1e-4, 1.0),
+    ({"precession_version": 320}, 1e-4, 1.0),
+]
+
+
+@pytest.mark.parametrize(("settings", "least", "most"), SETTINGS)
+def test_each_setting_of_phenomx_changes_the_signal(simulator, sources, settings, least, most):
+    other = with_waveform(simulator, phenomx=PhenomXConfig(**settings))
+    assert least < difference(other.signal(sources[1]), simulator.signal(sources[1])) < most
+
+
+@pytest.mark.parametrize("recipe", ["et-bbh", "et-lowmass", "hlv-bbh"])
+def test_the_signals_of_a_shipped_recipe_fit(recipe):
+    config = read_config(DatasetConfig, f"pipeline/recipes/{recipe}.yaml", "--events=1")
+    simulator = Simulator.from_config(config.simulation)
+    event = simulator.event(0)
+    assert event.strain.shape == (3, config.segment.samples)
+    assert config.network_snr.minimum <= np.linalg.norm(event.optimal_snr)
+
+
+def test_the_default_settings_of_phenomx_are_lals(simulator, sources):
+    """0.001 and 0.001 and version 300 of lalsuite 7.26."""
+    other = with_waveform(
+        simulator,
+        phenomx=PhenomXConfig(
+            multibanding=0.001, precession_multibanding=0.001, precession_version=300
+        ),
+    )
+    assert np.array_equal(other.signal(sources[0]), simulator.signal(sources[0]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"precession_version": 999}, "IMRPhenomXPHM refuses precession_version 999 .*LALSim"),
+        ({"multibanding": 0.1, "approximant": "IMRPhenomPv2"}, "IMRPhenomPv2 is no IMRPhenomX"),
+        ({"multibanding": -1.0}, "phenomx.multibanding: got -1, a threshold from 0"),
+        ({"approximant": "IMRPhenomD"}, "IMRPhenomD gives no signal for any of 50 draws"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_found_before_the_run(simulator, settings, reason):
+    phenomx = {name: value for name, value in settings.items() if name != "approximant"}
+    approximant = settings.get("approximant", "IMRPhenomXPHM")
+    config = simulator.config
+
+    def build():
+        settings = {"approximant": approximant, "phenomx": PhenomXConfig(**phenomx)}
+        return Simulator.from_config(replace(config, waveform=replace(config.waveform, **settings)))
+
+    with pytest.raises(InputError, match=reason):
+        build()
+
+
 def test_another_approximant_gives_another_but_similar_signal(simulator, sources):
     other = replace(
         simulator,
@@ -112,7 +218,7 @@ def test_another_approximant_gives_another_but_similar_signal(simulator, sources
     ("name", "reason"),
     [
         ("IMRPhenomQ", "none of that name"),
-        ("SEOBNRv4", "time-domain model"),
+        ("NumRel", "has no model for"),
         ("CreateDict", "none of that name"),
         ("", "none of that name"),
     ],

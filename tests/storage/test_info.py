@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -92,3 +93,13 @@ def test_the_verb_answers_in_words_and_in_json_and_by_its_exit_code(
 def test_what_is_no_data_set_is_refused(tmp_path):
     with pytest.raises(InputError, match="no data set there"):
         describe(tmp_path)
+
+
+def test_the_settings_of_a_waveform_model_are_named_one_by_one(filled):
+    waveform = {"approximant": "IMRPhenomXPHM", "phenomx": {"precession_version": 320}}
+    facts = replace(
+        describe(filled.folder), provenance={"configuration": {"waveform": waveform}, "seed": 1}
+    )
+    assert "waveform    approximant IMRPhenomXPHM, phenomx.precession_version 320\n" in summary(
+        facts
+    )

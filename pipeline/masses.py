@@ -1,0 +1,17 @@
+"""The masses that follow from chirp mass and mass ratio, in the detector frame."""
+
+# bilby's names of what a constraint may be on.
+DERIVED_MASSES = ("mass_1", "mass_2", "total_mass", "symmetric_mass_ratio")
+
+
+def component_masses(chirp_mass: float, mass_ratio: float) -> tuple[float, float]:
+    """m1 >= m2 from the chirp mass and m2/m1, in the unit of the chirp mass."""
+    mass_1 = chirp_mass * (1 + mass_ratio) ** 0.2 / mass_ratio**0.6
+    return mass_1, mass_1 * mass_ratio
+
+
+def derived_masses(chirp_mass: float, mass_ratio: float) -> dict[str, float]:
+    """`DERIVED_MASSES` in the unit of the chirp mass."""
+    mass_1, mass_2 = component_masses(chirp_mass, mass_ratio)
+    values = (mass_1, mass_2, mass_1 + mass_2, mass_ratio / (1 + mass_ratio) ** 2)
+    return dict(zip(DERIVED_MASSES, values, strict=True))
