@@ -8,12 +8,15 @@ to be on a file system that the nodes share.
 import getpass
 import json
 import shutil
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pipeline.cluster import ALLOWED_FAILURES, Cluster, ClusterConfig
@@ -91,18 +94,23 @@ def _jobs(system: BatchSystem, config: ClusterConfig, logs: Path) -> Iterator[Cl
         system.make(config, _common_options(config, logs)) as jobs,
         Client(jobs) as client,
     ):
-        _submit(jobs, config.workers, system)
-        yield Cluster(
-            client,
-            config.workers,
-            refill=lambda: _refill(jobs, config.workers, system),
-            explain=lambda: _explain(jobs, system, logs),
-        )
+        try:
+            _submit(jobs, config.workers, system)
+            yield Cluster(
+                client,
+                config.workers,
+                refill=lambda: _refill(jobs, config.workers, system),
+                explain=lambda: _explain(jobs, system, logs),
+            )
+        finally:
+            # Dask asserts that each of these is closed; dask-jobqueue never says so of a job.
+            jobs._created.clear()
 
 
 def _common_options(config: ClusterConfig, logs: Path) -> dict[str, Any]:
     """What dask-jobqueue is told whatever the batch system."""
     lifetime = max(config.walltime_seconds - LEAVE_EARLY, config.walltime_seconds // 2)
+    stagger = min(lifetime, LEAVE_EARLY) // 4
     return {
         "job_name": PROGRAM,
         "cores": 1,
@@ -116,7 +124,7 @@ def _common_options(config: ClusterConfig, logs: Path) -> dict[str, Any]:
         "job_script_prologue": [*config.setup, "export PYTHONSAFEPATH=1"],
         "worker_extra_args": [
             *("--preload", "pipeline.cluster"),
-            *("--lifetime", f"{lifetime}s", "--lifetime-stagger", f"{LEAVE_EARLY // 4}s"),
+            *("--lifetime", f"{lifetime}s", "--lifetime-stagger", f"{stagger}s"),
         ],
         "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
     }
@@ -175,7 +183,8 @@ def _explain(jobs: Any, system: BatchSystem, logs: Path) -> str:  # noqa: ANN401
     if ended := len(ours) - len(waiting):
         says.append(f"{ended} job{'s' * (ended > 1)} ended")
     sentence = f"{system.name} says: {', '.join(says)}"
-    if waiting and (analysis := system.analyse(waiting[0])):
+    may_run = [job for job in waiting if states[job].alive]
+    if may_run and (analysis := system.analyse(may_run[0])):
         sentence += f"; {analysis}"
     if ended and (output := _last_output(logs)):
         sentence += f"; a job's last output: {output}"
@@ -192,13 +201,21 @@ def _last_output(logs: Path) -> str:
     return ""
 
 
-def _slurm_cluster(config: ClusterConfig, common: dict[str, Any]) -> Any:  # noqa: ANN401
-    from dask_jobqueue import SLURMCluster
+def _import_jobqueue() -> ModuleType:
+    """Import dask-jobqueue, and undo that its import makes Ctrl-C an exit with code 0."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        return import_module("dask_jobqueue")
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
-    return SLURMCluster(
+
+def _slurm_cluster(config: ClusterConfig, common: dict[str, Any]) -> Any:  # noqa: ANN401
+    minutes, seconds = divmod(config.walltime_seconds, 60)
+    return _import_jobqueue().SLURMCluster(
         queue=config.queue,
         account=config.account,
-        walltime=config.walltime,
+        walltime=f"{minutes}:{seconds:02}",  # Slurm takes 4:30 for minutes and seconds
         job_extra_directives=list(config.directives),
         **common,
     )
@@ -216,8 +233,6 @@ def _slurm_states() -> Mapping[str, JobState]:
 
 
 def _htcondor_cluster(config: ClusterConfig, common: dict[str, Any]) -> Any:  # noqa: ANN401
-    from dask_jobqueue import HTCondorCluster
-
     if config.queue is not None:
         raise InputError("cluster.queue: HTCondor has no queues; use cluster.directives")
     directives = {
@@ -232,7 +247,9 @@ def _htcondor_cluster(config: ClusterConfig, common: dict[str, Any]) -> Any:  # 
         if not equals:
             raise InputError(f"cluster.directives: got {line!r}, write lines such as `key = value`")
         directives[key.strip()] = value.strip()
-    return HTCondorCluster(disk=config.disk, job_extra_directives=directives, **common)
+    return _import_jobqueue().HTCondorCluster(
+        disk=config.disk, job_extra_directives=directives, **common
+    )
 
 
 # JobStatus of a job's ClassAd, by number: HTCondor's manual, "Job ClassAd Attributes".
@@ -262,7 +279,7 @@ def _htcondor_analysis(job: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     summary = answer.partition("Run analysis summary")[2].partition(".")[2]
-    return " ".join(summary.split())
+    return ", ".join(" ".join(line.split()) for line in summary.splitlines() if line.strip())
 
 
 def _ask(*command: str) -> str:

@@ -67,7 +67,10 @@ def map_window(
             except Empty:
                 continue
             running.discard(future)
-            yield future.result()
+            result = future.result()
+            # Left to the garbage collector, this would swallow a Ctrl-C that comes just then.
+            future.release()
+            yield result
             watch.progress()
             submit()
     except KilledWorker:

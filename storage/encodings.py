@@ -87,8 +87,9 @@ class Encoding:
         if noisy:
             return float(1 - 1 / np.sqrt(1 + np.mean(np.square(stored - strain), dtype=np.float64)))
         exact, stored = strain.astype(np.float64), stored.astype(np.float64)
-        norms = np.linalg.norm(exact) * np.linalg.norm(stored)
-        return max(0.0, float(1 - np.vdot(exact, stored) / norms)) if norms > 0 else 1.0
+        # Not np.vdot: BLAS adds up in another order on another kind of CPU, and this is recorded.
+        norms = np.sqrt(np.sum(exact * exact) * np.sum(stored * stored))
+        return max(0.0, float(1 - np.sum(exact * stored) / norms)) if norms > 0 else 1.0
 
 
 ENCODINGS: dict[str, Encoding] = {

@@ -1,0 +1,59 @@
+"""The batch systems, each started once; skipped where they cannot be had, but never in CI."""
+
+import os
+
+import pytest
+from daemons import ServiceMissingError
+from htcondor import HTCondor
+from runs import Run, digests
+from slurm import Slurm
+
+
+@pytest.fixture(scope="session")
+def htcondor_pool():
+    with started(HTCondor) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster():
+    with started(Slurm) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def htcondor(htcondor_pool):
+    """HTCondor without a job."""
+    htcondor_pool.restore()
+    return htcondor_pool
+
+
+@pytest.fixture
+def slurm(slurm_cluster):
+    """Slurm without a job, all nodes up."""
+    slurm_cluster.restore()
+    return slurm_cluster
+
+
+@pytest.fixture(params=["htcondor", "slurm"])
+def batch_system(request):
+    """One batch system after the other."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def by_one_local_worker(tmp_path_factory):
+    """The files of a run on this machine: what all others are compared with."""
+    out = tmp_path_factory.mktemp("local") / "x.zarr"
+    with Run(out, os.environ, "--cluster.workers=1") as run:
+        assert run.end()[0] == 0
+    return digests(out)
+
+
+def started(service):
+    try:
+        return service()
+    except ServiceMissingError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))

@@ -1,0 +1,67 @@
+"""Whatever the batch system: walltime, Ctrl-C and a killed client cost time and nothing else."""
+
+import json
+
+import pytest
+from daemons import wait_until
+from runs import EVENTS, SHARDS, Run, digests, finished
+
+pytestmark = pytest.mark.services
+
+
+def start(system, out, *flags, **settings):
+    return Run(out, system.environment, *system.flags, "--cluster.workers=2", *flags, **settings)
+
+
+def test_ctrl_c_leaves_no_job_and_a_rerun_completes_the_same_bytes(
+    batch_system, by_one_local_worker, tmp_path
+):
+    out = tmp_path / "x.zarr"
+    with start(batch_system, out) as run:
+        run.wait_for_shards(2)
+        run.interrupt()
+        code, message = run.end()
+    assert code == 130
+    assert "interrupted; what is finished stays" in message
+    wait_until(lambda: not batch_system.jobs(), "empty queue", patience=10)
+    kept = {name: digest for name, digest in digests(out).items() if name.startswith("manifest/0")}
+    assert 2 <= len(kept) < SHARDS
+    assert kept.items() <= by_one_local_worker.items()
+    modified = {name: (out / name).stat().st_mtime_ns for name in kept}
+    with start(batch_system, out) as run:
+        assert run.end()[0] == 0
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == modified
+    assert digests(out) == by_one_local_worker
+
+
+def test_jobs_of_a_killed_client_end_by_themselves_and_a_rerun_leaves_the_same_bytes(
+    batch_system, by_one_local_worker, tmp_path
+):
+    out = tmp_path / "x.zarr"
+    with start(batch_system, out) as run:
+        run.wait_for_shards(2)
+        run.kill()
+    assert batch_system.jobs()
+    took = wait_until(lambda: not batch_system.jobs(), "end of the jobs")
+    print(f"the jobs of a killed client ended after {took:.1f} s")
+    assert finished(out) < SHARDS
+    with start(batch_system, out) as run:
+        assert run.end()[0] == 0
+    assert digests(out) == by_one_local_worker
+
+
+def test_jobs_that_reach_their_walltime_are_replaced(batch_system, by_one_local_worker, tmp_path):
+    """A worker leaves at half of a walltime as short as this one."""
+    out = tmp_path / "x.zarr"
+    with start(batch_system, out, "--cluster.walltime=00:00:08", events=3 * EVENTS) as run:
+        assert run.end()[0] == 0
+    log = tmp_path / "x.zarr.log/shards.jsonl"
+    workers = {json.loads(line)["process"] for line in log.read_text().splitlines()}
+    assert len(workers) > 2
+    left = digests(out)
+    assert finished(out) == 3 * SHARDS
+    assert not [name for name in left if name.endswith(".partial")]
+    # The first shards are those of the smaller data set; its metadata is another.
+    shards = {item for item in by_one_local_worker.items() if "zarr.json" not in item[0]}
+    assert len(shards) > SHARDS
+    assert shards <= left.items()
