@@ -44,7 +44,8 @@ def map_window(
     Raises:
         InputError: The workers do not come, or die again and again, or the scheduler is lost.
     """
-    from distributed import CommClosedError, KilledWorker
+    from distributed import KilledWorker
+    from distributed.comm import CommClosedError
 
     watch = _Watch(cluster, patience)
     waiting = iter(items)
