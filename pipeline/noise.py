@@ -6,6 +6,7 @@ sum(w^2) = optimal_snr^2. Noise is drawn in the analysis band alone, from f_lowe
 sample rate, so that its variance is the share of that band: 0.9976 from 10 Hz at 8192 Hz.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -172,36 +173,35 @@ class Whitening:
         self, whitened: Complex[Array, "detector frequency"], first_bin: int
     ) -> Float[Array, "detector time"]:
         """Transform to the time domain and cut the last `duration` seconds out, float32 [sigma]."""
-        segment = self.segment
-        return self._over_generation(
-            whitened, first_bin, segment.generation_samples - segment.samples
-        )
+        return self._over_generation(whitened, first_bin, self._empty_segment())
 
     def draw_noise(self, generator: np.random.Generator) -> Float[Array, "detector time"]:
         """Draw whitened Gaussian noise over the segment, float32 [sigma].
 
         Coloured and whitened again it would be the same: white in the band, so it is drawn so.
         """
-        detectors, samples = len(self.psd), self.segment.samples
+        samples = self.segment.samples
         first = round(self.f_lower * self.segment.duration)
         # Real and imaginary parts of variance samples/2 give a unit variance over the full band.
-        spectrum = _complex_normal(
-            generator, (detectors, samples // 2 - first), np.sqrt(samples / 2)
-        )
-        return self._over_segment(spectrum, first)
+        sigma = math.sqrt(samples / 2)
+        spectra = (_complex_normal(generator, samples // 2 - first, sigma) for _ in self.psd)
+        return self._over_segment(spectra, first, self._empty_segment())
+
+    def _empty_segment(self) -> Float[Array, "detector time"]:
+        return np.empty((len(self.psd), self.segment.samples), np.float32)
 
     @cached_property
     def _over_generation(self) -> InverseTransform:
-        return InverseTransform(len(self.psd), self.segment.generation_samples)
+        return InverseTransform(self.segment.generation_samples)
 
     @cached_property
     def _over_segment(self) -> InverseTransform:
-        return InverseTransform(len(self.psd), self.segment.samples)
+        return InverseTransform(self.segment.samples)
 
 
 def _complex_normal(
-    generator: np.random.Generator, shape: tuple[int, int], sigma: float
-) -> Complex[Array, "detector frequency"]:
+    generator: np.random.Generator, count: int, sigma: float
+) -> Complex[Array, "count"]:
     """Complex numbers whose real and imaginary parts are normal of width sigma, complex64.
 
     A Rayleigh amplitude and a uniform phase, 32 random bits each: a third of the time of numpy's
@@ -209,17 +209,15 @@ def _complex_normal(
 
     Source: G. Box, M. Muller, Ann. Math. Statist. 29 (1958) 610.
     """
-    bins = shape[1]
-    bits = generator.integers(0, 2**64 - 1, shape, np.uint64, endpoint=True).view(np.uint32)
-    numbers = bits.astype(np.float32)
-    amplitude, phase = numbers[:, :bins], numbers[:, bins:]
+    bits = generator.integers(0, 2**64 - 1, count, np.uint64, endpoint=True).view(np.uint32)
+    amplitude, phase = bits.astype(np.float32).reshape(2, count)
     amplitude += np.float32(0.5)  # never the logarithm of zero
     amplitude *= np.float32(2.0**-32)
     np.log(amplitude, out=amplitude)
     amplitude *= np.float32(-2 * sigma**2)
     np.sqrt(amplitude, out=amplitude)
     phase *= np.float32(2 * np.pi * 2.0**-32)
-    normal = np.empty(shape, np.complex64)
+    normal = np.empty(count, np.complex64)
     np.multiply(amplitude, np.cos(phase), out=normal.real)
     np.multiply(amplitude, np.sin(phase), out=normal.imag)
     return normal
