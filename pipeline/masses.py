@@ -5,8 +5,13 @@ DERIVED_MASSES = ("mass_1", "mass_2", "total_mass", "symmetric_mass_ratio")
 
 
 def component_masses(chirp_mass: float, mass_ratio: float) -> tuple[float, float]:
-    """m1 >= m2 from the chirp mass and m2/m1, in the unit of the chirp mass."""
-    mass_1 = chirp_mass * (1 + mass_ratio) ** 0.2 / mass_ratio**0.6
+    """m1 >= m2 from the chirp mass and m2/m1, in the unit of the chirp mass.
+
+    By bilby's formulae in bilby's order, to the last bit: IMRPhenomXPHM with its default
+    multibanding is not continuous, and a mass that differs by 10^-13 can move the strain by 10^-3.
+    """
+    total_mass = chirp_mass * (1 + mass_ratio) ** 1.2 / mass_ratio**0.6
+    mass_1 = total_mass / (1 + mass_ratio)
     return mass_1, mass_1 * mass_ratio
 
 

@@ -117,8 +117,9 @@ class Simulator:
         generator = np.random.default_rng(0)
         reason = None
         for _ in range(MOST_TRIALS):
+            parameters = self._draw_allowed(0, generator, Counter())
             try:
-                polarisations(self.draw_parameters(generator), waveform, self.config.segment)
+                polarisations(parameters, waveform, self.config.segment)
             except WaveformError as error:
                 reason = str(error)
             else:

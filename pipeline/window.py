@@ -45,6 +45,7 @@ def map_window(
         InputError: The workers do not come, or die again and again, or the scheduler is lost.
     """
     from distributed import KilledWorker
+    from distributed.comm import CommClosedError
 
     watch = _Watch(cluster, patience)
     waiting = iter(items)
@@ -78,7 +79,7 @@ def map_window(
             "cluster: the workers that took one of the tasks died again and again, most likely for "
             f"lack of memory; give fewer cluster.workers or more cluster.memory; {STAYS}"
         ) from None
-    except CancelledError:
+    except (CancelledError, CommClosedError):
         raise InputError(f"cluster: Dask's scheduler was lost; {STAYS}") from None
     finally:
         if cluster.client.status == "running":

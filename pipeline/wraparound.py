@@ -61,6 +61,8 @@ def measure_wraparound(simulator: "Simulator", draws: int, seed: int = 0) -> Wra
     shares: list[float] = []
     for _ in range(100 * draws):
         source = simulator.draw_parameters(generator)
+        if not simulator.config.prior.allows(source):
+            continue
         try:
             ours, reference = simulator.signal(source), longer.signal(source)
         except WaveformError:

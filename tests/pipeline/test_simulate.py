@@ -211,7 +211,7 @@ def test_draws_outside_a_constraint_do_not_count_as_waveforms(simulator, monkeyp
 def test_constraints_that_nothing_meets_end_with_advice(simulator, monkeypatch):
     monkeypatch.setattr("pipeline.simulate.MOST_OUTSIDE", 500)
     prior = replace(simulator.config.prior, constraints={"mass_2": "Constraint(900, 1000)"})
-    impossible = Simulator.from_config(replace(simulator.config, prior=prior))
+    impossible = replace(simulator, config=replace(simulator.config, prior=prior))
     reason = r"event 2: none of 500 draws in a row lies inside prior.constraints \(mass_2\); widen"
     with pytest.raises(InputError, match=reason):
         impossible.event(2)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import bilby
 import numpy as np
 import pytest
 
@@ -78,6 +79,13 @@ def test_a_signal_begins_at_f_lower_and_ends_below_the_nyquist_frequency(simulat
         assert len(waves.plus) == len(waves.cross)
         assert last <= config.segment.generation_samples // 2
         assert np.abs(waves.plus[-1]) > 0
+
+
+def test_component_masses_have_bilbys_last_bits():
+    generator = np.random.default_rng(3)
+    convert = bilby.gw.conversion.chirp_mass_and_mass_ratio_to_component_masses
+    for chirp_mass, mass_ratio in generator.uniform((2, 0.05), (100, 1), (1000, 2)):
+        assert component_masses(chirp_mass, mass_ratio) == convert(chirp_mass, mass_ratio)
 
 
 def test_component_masses_are_those_of_the_chirp_mass():
