@@ -3,6 +3,7 @@
 # make test        the quick tests
 # make check       formatting, lint, types, import contracts, tests: green before anything lands
 # make test-slow   the tests that take minutes
+# make test-services   the tests beside a real HTCondor and a real Slurm, which it installs (as root)
 # make bench       the measurements behind the README's figures; alone on the machine
 # make wheelhouse  wheels for a machine without a network
 
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := pipeline,model
 
-.PHONY: setup demo test test-slow check lint bench wheelhouse clean
+.PHONY: setup demo test test-slow test-services check lint bench wheelhouse clean
 
 setup: .venv/installed
 
@@ -28,6 +29,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/pytest -q -m slow
+
+test-services: setup
+	$(BIN)/pytest -q -m services
 
 lint: setup
 	$(BIN)/ruff format --check .

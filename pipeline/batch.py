@@ -279,7 +279,8 @@ def _htcondor_analysis(job: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     summary = answer.partition("Run analysis summary")[2].partition(".")[2]
-    return ", ".join(" ".join(line.split()) for line in summary.splitlines() if line.strip())
+    lines = [" ".join(line.split()) for line in summary.splitlines() if line.strip()]
+    return ", ".join(lines).replace(",,", ",").replace(":,", ":")
 
 
 def _ask(*command: str) -> str:

@@ -304,10 +304,16 @@ def optimal_snr(signal: Float[Array, "detector time"]) -> Float[Array, "detector
     """Norm of a whitened signal in each detector, to 1e-7."""
     pieces = signal[:, : signal.shape[1] // _PIECE * _PIECE].reshape(len(signal), -1, _PIECE)
     rest = signal[:, pieces.shape[1] * _PIECE :]
-    # Short sums in single precision, which the processor does fast, then those in double.
-    squares = np.vecdot(pieces, pieces).sum(-1, dtype=np.float64) + np.vecdot(rest, rest)
+    # Short sums in single precision, which the processor does fast, then those in double. Not by
+    # np.vecdot: BLAS adds up in another order on another kind of CPU, and this is recorded.
+    squares = _sum_of_squares(pieces).sum(-1, dtype=np.float64) + _sum_of_squares(rest)
     snr: Array = np.sqrt(squares)
     return snr
+
+
+def _sum_of_squares(values: Float[Array, "*row value"]) -> Float[Array, "*row"]:
+    squares: Array = np.einsum("...i,...i->...", values, values)
+    return squares
 
 
 _PIECE = 256

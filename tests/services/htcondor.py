@@ -189,7 +189,9 @@ def install() -> Path:
     with tempfile.TemporaryDirectory(dir=cache_folder(), ignore_cleanup_errors=True) as scratch:
         unpacked = Path(scratch) / "htcondor"
         source = f"deb [signed-by={KEYRING}] {_mirror()} trixie main"
-        _run("mmdebstrap", "--variant=extract", "--include=minicondor", "trixie", unpacked, source)
+        mode = "--mode=root" if os.geteuid() == 0 else "--mode=chrootless"
+        what = ("--variant=extract", "--include=minicondor", "trixie")
+        _run("mmdebstrap", mode, *what, unpacked, source)
         _use_own_libraries(unpacked, prefix)
         unpacked.rename(prefix)
     return prefix

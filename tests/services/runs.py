@@ -1,6 +1,7 @@
 """Runs of the command line beside a batch system, and what they leave."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -70,6 +71,17 @@ class Run:
             return finished(self.out) >= count
 
         wait_until(are_there, f"{count} shards in {self.out}", pause=0.005)
+
+    def wait_for_workers(self, count):
+        """Wait until so many workers have finished a shard each, while the run goes on."""
+        wait_until(lambda: len(self.workers()) >= count, f"{count} workers", pause=0.005)
+        assert self._process.poll() is None, "the run ended too soon"
+
+    def workers(self):
+        """The processes that have finished shards, from the run's log."""
+        log = self.out.with_name(self.out.name + ".log") / "shards.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return {json.loads(line)["process"] for line in lines}
 
     def interrupt(self):
         """Press Ctrl-C: all processes of the terminal get it."""
