@@ -85,10 +85,10 @@ class PowerLaw:
         """Map uniform numbers to values."""
         if self.alpha == -1:
             values = self.minimum * np.exp(uniform * math.log(self.maximum / self.minimum))
-            return np.clip(values, self.minimum, self.maximum)
+            return _clip(values, self.minimum, self.maximum)
         power = self.alpha + 1
         low, high = float(self.minimum**power), float(self.maximum**power)
-        return np.clip((low + uniform * (high - low)) ** (1 / power), self.minimum, self.maximum)
+        return _clip((low + uniform * (high - low)) ** (1 / power), self.minimum, self.maximum)
 
     def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
         """Log density."""
@@ -138,8 +138,8 @@ class Sine:
     def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
         """Map uniform numbers to values."""
         low, high = math.cos(self.minimum), math.cos(self.maximum)
-        values = np.arccos(np.clip(low + uniform * (high - low), -1, 1))
-        return np.clip(values, self.minimum, self.maximum)
+        values = np.arccos(_clip(low + uniform * (high - low), -1, 1))
+        return _clip(values, self.minimum, self.maximum)
 
     def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
         """Log density."""
@@ -161,8 +161,8 @@ class Cosine:
     def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
         """Map uniform numbers to values."""
         low, high = math.sin(self.minimum), math.sin(self.maximum)
-        values = np.arcsin(np.clip(low + uniform * (high - low), -1, 1))
-        return np.clip(values, self.minimum, self.maximum)
+        values = np.arcsin(_clip(low + uniform * (high - low), -1, 1))
+        return _clip(values, self.minimum, self.maximum)
 
     def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
         """Log density."""
@@ -196,7 +196,7 @@ class TruncatedGaussian:
         low, high = self._cumulative
         smallest = np.finfo(float).tiny  # keeps an exact zero from becoming -infinity
         values = self.mu + self.sigma * ndtri(np.maximum(low + uniform * (high - low), smallest))
-        return np.clip(values, self.minimum, self.maximum)
+        return _clip(values, self.minimum, self.maximum)
 
     def log_prob(self, value: Float[Array, "n"]) -> Float[Array, "n"]:
         """Log density."""
@@ -249,3 +249,9 @@ def inside(
     """The log density inside the support, -inf outside."""
     within = (value >= distribution.minimum) & (value <= distribution.maximum)
     return np.where(within, density, -np.inf)
+
+
+def _clip(value: Float[Array, "n"], minimum: float, maximum: float) -> Float[Array, "n"]:
+    # For a single number four times as fast as np.clip.
+    clipped: Array = np.minimum(np.maximum(value, minimum), maximum)
+    return clipped

@@ -1,8 +1,7 @@
 """Inverse Fourier transforms of real series, single precision, through FFTW."""
 
 import threading
-from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,9 @@ from jaxtyping import Complex, Float
 
 from storage.arrays import Array
 
-# FFTW's plans for the usual lengths, measured once by tests/bench/fourier_plans.py: half the time of
-# those that FFTW estimates. Measured anew they would differ from run to run, and with them the last
-# bits of the series.
+# FFTW's plans for the usual lengths, measured once by tests/bench/fourier_plans.py: half the time
+# of those that FFTW estimates. Measured anew they would differ from run to run, and with them the
+# last bits of the series.
 PLANS = Path(__file__).parent / "fourier-plans.txt"
 FLAGS = ("FFTW_DESTROY_INPUT",)
 
@@ -35,41 +34,47 @@ class InverseTransform:
         self._plan = _plan(self._spectrum, self._series)
         self._lock = threading.Lock()
 
-    def __call__(
-        self,
-        spectra: Iterable[Complex[Array, "frequency"]],
-        first_bin: int,
-        out: Float[Array, "row time"],
-    ) -> Float[Array, "row time"]:
-        """Transform spectra, and keep the last samples of each series.
+    def write(
+        self, spectrum: Complex[Array, "frequency"], first_bin: int, out: Float[Array, "time"]
+    ) -> None:
+        """Transform a spectrum, and write the last samples of the series.
 
         Args:
-            spectra: Bins of discrete Fourier transforms; those outside are zero. Made one by one.
+            spectrum: Bins of a discrete Fourier transform; those outside are zero.
             first_bin: Number of the first of them.
-            out: Takes the series; of each its last samples, as many as fit.
+            out: Takes the last samples, as many as fit.
         """
-        start = self._samples - out.shape[1]
         with self._lock:
-            for spectrum, row in zip(spectra, out, strict=True):
-                last_bin = first_bin + len(spectrum)
-                self._spectrum[:first_bin] = 0
-                self._spectrum[last_bin:] = 0
-                bins = self._spectrum[first_bin:last_bin]
-                np.multiply(spectrum, 1 / self._samples, out=bins, casting="same_kind")
-                self._plan.execute()
-                row[:] = self._series[start:]
-        return out
+            out[:] = self._transform(spectrum, first_bin)[-len(out) :]
+
+    def add(
+        self, spectrum: Complex[Array, "frequency"], first_bin: int, out: Float[Array, "time"]
+    ) -> None:
+        """Transform a spectrum as `write` does, and add the series to what is there."""
+        with self._lock:
+            out += self._transform(spectrum, first_bin)[-len(out) :]
+
+    def _transform(
+        self, spectrum: Complex[Array, "frequency"], first_bin: int
+    ) -> Float[Array, "time"]:
+        last_bin = first_bin + len(spectrum)
+        self._spectrum[:first_bin] = 0
+        self._spectrum[last_bin:] = 0
+        bins = self._spectrum[first_bin:last_bin]
+        np.multiply(spectrum, 1 / self._samples, out=bins, casting="same_kind")
+        self._plan.execute()
+        series: Array = self._series
+        return series
 
 
 def _plan(spectrum: Complex[Array, "frequency"], series: Float[Array, "time"]) -> pyfftw.FFTW:
     """The plan that was measured for this length, or FFTW's estimate where none was."""
     _import_plans()
+    make = partial(pyfftw.FFTW, spectrum, series, direction="FFTW_BACKWARD")
     try:
-        flags = ("FFTW_PATIENT", "FFTW_WISDOM_ONLY", *FLAGS)
-        return pyfftw.FFTW(spectrum, series, direction="FFTW_BACKWARD", flags=flags)
+        return make(flags=("FFTW_PATIENT", "FFTW_WISDOM_ONLY", *FLAGS))
     except RuntimeError:
-        flags = ("FFTW_ESTIMATE", *FLAGS)
-        return pyfftw.FFTW(spectrum, series, direction="FFTW_BACKWARD", flags=flags)
+        return make(flags=("FFTW_ESTIMATE", *FLAGS))
 
 
 @lru_cache(maxsize=1)

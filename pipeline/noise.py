@@ -173,10 +173,15 @@ class Whitening:
         self, whitened: Complex[Array, "detector frequency"], first_bin: int
     ) -> Float[Array, "detector time"]:
         """Transform to the time domain and cut the last `duration` seconds out, float32 [sigma]."""
-        return self._over_generation(whitened, first_bin, self._empty_segment())
+        segment = np.empty((len(self.psd), self.segment.samples), np.float32)
+        for spectrum, row in zip(whitened, segment, strict=True):
+            self._over_generation.write(spectrum, first_bin, row)
+        return segment
 
-    def draw_noise(self, generator: np.random.Generator) -> Float[Array, "detector time"]:
-        """Draw whitened Gaussian noise over the segment, float32 [sigma].
+    def add_noise(
+        self, strain: Float[Array, "detector time"], generator: np.random.Generator
+    ) -> None:
+        """Draw Gaussian noise over the segment and add it to whitened strain [sigma].
 
         Coloured and whitened again it would be the same: white in the band, so it is drawn so.
         """
@@ -184,11 +189,9 @@ class Whitening:
         first = round(self.f_lower * self.segment.duration)
         # Real and imaginary parts of variance samples/2 give a unit variance over the full band.
         sigma = math.sqrt(samples / 2)
-        spectra = (_complex_normal(generator, samples // 2 - first, sigma) for _ in self.psd)
-        return self._over_segment(spectra, first, self._empty_segment())
-
-    def _empty_segment(self) -> Float[Array, "detector time"]:
-        return np.empty((len(self.psd), self.segment.samples), np.float32)
+        for row in strain:
+            spectrum = _complex_normal(generator, samples // 2 - first, sigma)
+            self._over_segment.add(spectrum, first, row)
 
     @cached_property
     def _over_generation(self) -> InverseTransform:
@@ -209,7 +212,7 @@ def _complex_normal(
 
     Source: G. Box, M. Muller, Ann. Math. Statist. 29 (1958) 610.
     """
-    bits = generator.integers(0, 2**64 - 1, count, np.uint64, endpoint=True).view(np.uint32)
+    bits = generator.bit_generator.random_raw(count).view(np.uint32)
     amplitude, phase = bits.astype(np.float32).reshape(2, count)
     amplitude += np.float32(0.5)  # never the logarithm of zero
     amplitude *= np.float32(2.0**-32)

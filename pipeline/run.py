@@ -174,7 +174,15 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
             "detectors": [detector.to_dict() for detector in simulator.detectors],
             "versions": {
                 name: version(name)
-                for name in ("strainflow", "pycbc", "lalsuite", "numpy", "scipy", "astropy")
+                for name in (
+                    "strainflow",
+                    "pycbc",
+                    "lalsuite",
+                    "numpy",
+                    "pyfftw",
+                    "scipy",
+                    "astropy",
+                )
             },
         },
     )

@@ -1,7 +1,8 @@
 """One event, from its number to its whitened strain: a pure function of configuration and number.
 
 prior -> waveform -> detectors -> whitening (-> noise). Everything random about event i comes from
-one Philox generator with the key (seed, i), so that events can be made anywhere, in any order.
+generators of its own: the source from Philox with the key (seed, i), the noise from SFC64, whose
+bits cost half, with (seed, i, 1). So events can be made anywhere, in any order.
 """
 
 from collections import Counter
@@ -138,17 +139,15 @@ class Simulator:
             InputError: No draw out of `MOST_DRAWS` was accepted, or none was inside the
                 constraints.
         """
-        generator = np.random.Generator(
-            np.random.Philox(np.random.SeedSequence(self.config.seed, spawn_key=(number,)))
-        )
-        draw = self._first_accepted(number, generator)
+        draw = self._first_accepted(number)
         strain = draw.signal
         if self.config.noise == "gaussian":
-            strain += self.whitening.draw_noise(generator)
+            seed = np.random.SeedSequence(self.config.seed, spawn_key=(number, 1))
+            self.whitening.add_noise(strain, np.random.Generator(np.random.SFC64(seed)))
         parameters = np.array(list(draw.parameters.values()))
         return Event(number, strain, parameters, draw.snr, draw.rejected)
 
-    def _first_accepted(self, number: int, generator: np.random.Generator) -> "_Draw":
+    def _first_accepted(self, number: int) -> "_Draw":
         """Draw sources for an event until one is accepted.
 
         Where a waveform serves several events, the first event of a group draws everything, and the
@@ -156,6 +155,8 @@ class Simulator:
         the window gives it, and the rest is drawn from what the window leaves for that waveform: so
         each event by itself is distributed as if it had drawn everything.
         """
+        seed = np.random.SeedSequence(self.config.seed, spawn_key=(number,))
+        generator = np.random.Generator(np.random.Philox(seed))
         leader = number - number % self.config.extrinsic_draws_per_waveform
         shared = None if number == leader else self._waves_of_leader(leader)
         rejected, snrs = Counter[str](), []
@@ -184,10 +185,7 @@ class Simulator:
     def _waves_of_leader(self, leader: int) -> tuple[dict[str, float], Polarisations]:
         """Parameters and waveform of the first event of a group, the last one at hand."""
         if leader not in self._shared:
-            generator = np.random.Generator(
-                np.random.Philox(np.random.SeedSequence(self.config.seed, spawn_key=(leader,)))
-            )
-            self._first_accepted(leader, generator)
+            self._first_accepted(leader)
         return self._shared[leader]
 
     def _reuse(

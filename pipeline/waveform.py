@@ -164,8 +164,7 @@ def polarisations(
         raise WaveformError(str(error)) from None
     plus, cross = plus_series.data.data, cross_series.data.data
     first = round(waveform.f_lower * segment.generation_duration)
-    last = len(plus) - int(np.argmax(plus.real[::-1] != 0))  # LAL fills up with zeros
-    last = min(last, segment.generation_samples // 2)  # without the Nyquist bin
+    last = min(_end_of_signal(plus, first), segment.generation_samples // 2)  # without Nyquist's
     plus, cross = plus[first:last].copy(), cross[first:last].copy()
     if not plus.any() or not np.isfinite(plus.sum() + cross.sum()):
         raise WaveformError("the signal is empty or not finite")
@@ -181,6 +180,18 @@ def polarisations(
     return Polarisations(plus, cross, first)
 
 
+def _end_of_signal(series: Complex[Array, "frequency"], first: int) -> int:
+    """Number of the bin after the last that is not zero: LAL fills up with zeros."""
+    low, high = first, len(series)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if series[middle] else (low, middle)
+    if series[high::61].any():  # there was a zero in the middle: look at all
+        return len(series) - int(np.argmax(series[::-1] != 0))
+    return high
+
+
+@lru_cache
 def start_taper(waveform: WaveformConfig, segment: SegmentConfig) -> Float[Array, "bin"]:
     """sin^2 from f_lower to 1.2 f_lower: a hard start would ring through the whole segment."""
     step = 1 / segment.generation_duration

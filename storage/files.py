@@ -34,7 +34,7 @@ class AtomicFile:
         self._digest = blake3.blake3()
         self._length = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
         assert self._file is not None, "written to after its end"
         self._file.write(data)

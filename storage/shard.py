@@ -16,6 +16,7 @@ import struct
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -122,14 +123,15 @@ class ShardWriter:
         size = layout.json_size(row)
         text = json.dumps(facts, allow_nan=False).encode()
         assert len(text) < size, f"JSON of {len(text)} bytes exceeds the room of {size}"
-        payload = np.ascontiguousarray(strain, layout.dtype).tobytes()
+        codes = np.ascontiguousarray(strain, layout.dtype)
+        payload = codes.data.cast("B")
         self._file.write(_tar_header(f"{key}.json", size))
         self._file.write(text.ljust(size - 1) + b"\n")
         self._file.write(_tar_header(f"{key}.strain.npy", NPY_HEADER + layout.payload))
         self._file.write(layout.npy_header())
         self._file.write(payload)
         self._file.write(bytes(-len(payload) % BLOCK))
-        self.crc32c.append(google_crc32c.value(payload))
+        self.crc32c.append(google_crc32c.value(codes))  # takes arrays, but no memoryview
         self._rows += 1
 
     def finish(self) -> tuple[int, str]:
@@ -236,9 +238,21 @@ def _with_longest_numbers(value: object) -> object:
 
 
 def _tar_header(name: str, size: int) -> bytes:
-    member = tarfile.TarInfo(name)
+    """The header of a member: that of a nameless one of its size, with the name filled in."""
+    header, checksum = _nameless_tar_header(size)
+    encoded = name.encode("ascii")
+    checksum += sum(encoded)
+    field = f"{checksum:06o}\0 ".encode("ascii")  # the sum of all bytes, in bytes 148 to 155
+    return encoded + header[len(encoded) : 148] + field + header[156:]
+
+
+@lru_cache(maxsize=16)
+def _nameless_tar_header(size: int) -> tuple[bytes, int]:
+    """A member's header without its name, and its checksum."""
+    member = tarfile.TarInfo("")
     member.size = size
-    return member.tobuf(tarfile.USTAR_FORMAT)
+    header = member.tobuf(tarfile.USTAR_FORMAT)
+    return header, int(header[148:154], 8)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -29,7 +29,9 @@ def simulator_noise():
         generation_duration=SAMPLES / RATE,
     )
     whitening = Whitening(np.ones((STRETCHES, SAMPLES // 2 + 1)), segment, F_LOWER)
-    return whitening.draw_noise(np.random.default_rng(1))
+    noise = np.zeros((len(whitening.psd), whitening.segment.samples), np.float32)
+    whitening.add_noise(noise, np.random.default_rng(1))
+    return noise
 
 
 def p_values(series):

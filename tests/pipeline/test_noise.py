@@ -48,7 +48,10 @@ def noise_p_values(series, first_bin):
 def noise(simulator):
     """Sixteen events of noise in three detectors, (48, time)."""
     generator = np.random.Generator(np.random.Philox(16))
-    return np.concatenate([simulator.whitening.draw_noise(generator) for _ in range(16)])
+    noise = np.zeros((16, 3, simulator.config.segment.samples), np.float32)
+    for item in noise:
+        simulator.whitening.add_noise(item, generator)
+    return noise.reshape(48, -1)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pipeline.masses import component_masses
 from pipeline.simulate import Simulator
 from pipeline.waveform import (
     WaveformError,
+    _end_of_signal,
     approximant_number,
     polarisations,
     start_taper,
@@ -234,3 +235,12 @@ def test_another_approximant_gives_another_but_similar_signal(simulator, sources
 def test_an_approximant_that_cannot_be_used_is_named(name, reason):
     with pytest.raises(InputError, match=reason):
         approximant_number(name)
+
+
+@pytest.mark.parametrize("end", [2, 3, 700, 5000])
+@pytest.mark.parametrize("hole", [slice(0, 0), slice(1200, 3800)])
+def test_the_end_of_a_signal_is_found_behind_zeros_in_its_middle(end, hole):
+    series = np.zeros(5000, complex)
+    series[1:end] = 1j
+    series[hole] = 0
+    assert _end_of_signal(series, 1) == int(np.flatnonzero(series)[-1]) + 1
