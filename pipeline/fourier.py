@@ -1,6 +1,7 @@
 """Inverse Fourier transforms of real series, single precision, through FFTW."""
 
 import threading
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from storage.arrays import Array
 # last bits of the series.
 PLANS = Path(__file__).parent / "fourier-plans.txt"
 FLAGS = ("FFTW_DESTROY_INPUT",)
+
+Fill = Callable[[Complex[Array, "frequency"]], object]
 
 
 class InverseTransform:
@@ -34,34 +37,27 @@ class InverseTransform:
         self._plan = _plan(self._spectrum, self._series)
         self._lock = threading.Lock()
 
-    def write(
-        self, spectrum: Complex[Array, "frequency"], first_bin: int, out: Float[Array, "time"]
-    ) -> None:
+    def write(self, fill: Fill, bins: slice, out: Float[Array, "time"]) -> None:
         """Transform a spectrum, and write the last samples of the series.
 
         Args:
-            spectrum: Bins of a discrete Fourier transform; those outside are zero.
-            first_bin: Number of the first of them.
+            fill: Writes the spectrum's bins, a discrete Fourier transform over its length, into the
+                array that it is given.
+            bins: Which these are; the others are zero.
             out: Takes the last samples, as many as fit.
         """
         with self._lock:
-            out[:] = self._transform(spectrum, first_bin)[-len(out) :]
+            out[:] = self._transform(fill, bins)[-len(out) :]
 
-    def add(
-        self, spectrum: Complex[Array, "frequency"], first_bin: int, out: Float[Array, "time"]
-    ) -> None:
+    def add(self, fill: Fill, bins: slice, out: Float[Array, "time"]) -> None:
         """Transform a spectrum as `write` does, and add the series to what is there."""
         with self._lock:
-            out += self._transform(spectrum, first_bin)[-len(out) :]
+            out += self._transform(fill, bins)[-len(out) :]
 
-    def _transform(
-        self, spectrum: Complex[Array, "frequency"], first_bin: int
-    ) -> Float[Array, "time"]:
-        last_bin = first_bin + len(spectrum)
-        self._spectrum[:first_bin] = 0
-        self._spectrum[last_bin:] = 0
-        bins = self._spectrum[first_bin:last_bin]
-        np.multiply(spectrum, 1 / self._samples, out=bins, casting="same_kind")
+    def _transform(self, fill: Fill, bins: slice) -> Float[Array, "time"]:
+        self._spectrum[: bins.start] = 0
+        self._spectrum[bins.stop :] = 0
+        fill(self._spectrum[bins])
         self._plan.execute()
         series: Array = self._series
         return series
