@@ -54,4 +54,11 @@ def simulate(*, config: DatasetConfig, out: str, json: bool = False) -> int:
             f"{report.rejected} draws outside the SNR window or a constraint, or without a waveform"
         )
     sys.stdout.flush()
+    if report.failed_checks:
+        print(
+            f"strainflow simulate: {report.failed_checks} shards do not pass a check, "
+            f"`strainflow info {report.out}` names them",
+            file=sys.stderr,
+        )
+        return 1
     return 0

@@ -14,6 +14,7 @@ from pipeline.run import describe_dataset, simulate_shard
 from pipeline.runlog import ShardReport
 from pipeline.simulate import Simulator
 from pipeline.window import map_window
+from pipeline.wraparound import LONGER, Wraparound, measure_wraparound
 from storage.dataset import create_dataset
 from storage.errors import InputError
 from storage.manifest import manifest_path
@@ -21,7 +22,10 @@ from storage.progress import progress_bar
 from storage.schema import shard_files
 from storage.writer import dataset_size
 
-EVENTS_PER_SHARD = 8  # of the calibration: a few seconds even of the slowest waveform
+# Of the calibration: as many as in a second, so that the slowest waveform is measured too.
+MOST_EVENTS_PER_SHARD = 64
+SHARD_SECONDS = 1.0
+WRAPAROUND_DRAWS = 16
 MOST_EVENTS = 10**8  # the calibration never gets there
 
 
@@ -64,6 +68,7 @@ class Plan:
         train_events_per_second: The rate of training that is planned for.
         epoch_hours: Time of an epoch at that rate [h].
         read_bytes_per_second: What the disk has to deliver at that rate.
+        wraparound: What is wrong with signals because they are generated over a finite stretch.
         calibration: What this rests on.
     """
 
@@ -80,6 +85,7 @@ class Plan:
     train_events_per_second: float
     epoch_hours: float
     read_bytes_per_second: float
+    wraparound: Wraparound
     calibration: Calibration
 
 
@@ -125,6 +131,7 @@ def make_plan(
         train_events_per_second=train_events_per_second,
         epoch_hours=schema.events / train_events_per_second / 3600,
         read_bytes_per_second=schema.event_bytes * train_events_per_second,
+        wraparound=measure_wraparound(simulator, WRAPAROUND_DRAWS),
         calibration=measured,
     )
 
@@ -134,7 +141,12 @@ def calibrate(
 ) -> Calibration:
     """Simulate and write events on local workers for so many seconds, and remove them again."""
     here = ClusterConfig(workers=config.cluster.workers if config.cluster.kind == "local" else 0)
-    small = replace(config, events=MOST_EVENTS, events_per_shard=EVENTS_PER_SHARD, cluster=here)
+    small = replace(
+        config,
+        events=MOST_EVENTS,
+        events_per_shard=min(_events_in(SHARD_SECONDS, simulator), config.events_per_shard),
+        cluster=here,
+    )
     schema = describe_dataset(small, simulator)
     with tempfile.TemporaryDirectory(prefix="strainflow-plan-", dir=scratch) as temporary:
         folder = create_dataset(Path(temporary) / "events.zarr", schema, simulator.psd)
@@ -169,6 +181,14 @@ def _measure(
     return Calibration(events, passed - start, core_seconds, draws, start, workers)
 
 
+def _events_in(seconds: float, simulator: Simulator) -> int:
+    simulator.event(0)  # imports and tables
+    start = time.perf_counter()
+    simulator.event(0)
+    passed = time.perf_counter() - start
+    return max(1, min(MOST_EVENTS_PER_SHARD, int(seconds / passed)))
+
+
 def _remove_shard(folder: Path, shard: int) -> None:
     for path in shard_files(shard).values():
         (folder / path).unlink()
@@ -189,6 +209,9 @@ def summary(plan: Plan) -> str:
             f"  draws     {100 * plan.accepted:.1f} % of those from the prior become events",
             f"  training  at {plan.train_events_per_second:g} events/s an epoch takes "
             f"{_duration(plan.epoch_hours)} and reads {plan.read_bytes_per_second / 1e9:.3f} GB/s",
+            f"  signals   differ from those generated over {LONGER} times as long by "
+            f"{100 * plan.wraparound.median:.2g} % of their norm (median), "
+            f"{100 * plan.wraparound.largest:.2g} % (largest of {plan.wraparound.draws})",
             f"  measured  {measured.events:,} events in {measured.seconds:.0f} s by "
             f"{measured.workers} workers on this machine",
         ]

@@ -10,10 +10,11 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from pipeline.config import (
 )
 from pipeline.detector import Detector
 from pipeline.memory import keep_freed_memory
+from pipeline.null_stream import check_shard
 from pipeline.prior_text import describe
 from pipeline.priors import PARAMETERS
 from pipeline.runlog import RunLog, ShardReport
@@ -40,6 +42,8 @@ from storage.progress import progress_bar
 from storage.schema import GROUP_METADATA, Parameter, Schema
 from storage.urls import local_folder
 from storage.writer import write_shard
+
+NULL_STREAM_EVENTS = 2  # the loudest of a shard: 4 ms each
 
 # LALSimulation holds Python's lock: a worker with several threads gains nothing by taking turns.
 _one_at_a_time = threading.Lock()
@@ -58,6 +62,7 @@ class RunReport:
         seconds: Wall time of the simulation, the start of the workers excluded [s].
         core_seconds: CPU time of the workers [s].
         workers: How many took part.
+        failed_checks: Shards that do not pass a check, of those that this run simulated.
     """
 
     out: str
@@ -68,6 +73,7 @@ class RunReport:
     seconds: float = 0.0
     core_seconds: float = 0.0
     workers: int = 0
+    failed_checks: int = 0
 
     def add(self, shard: ShardReport) -> None:
         """Count a shard in."""
@@ -75,6 +81,7 @@ class RunReport:
         self.rejected += sum(shard.rejected.values())
         self.bytes += shard.bytes
         self.core_seconds += shard.core_seconds
+        self.failed_checks += bool(shard.failed_checks)
 
     def rates(self) -> str:
         """Cost and volume so far, for the progress bar."""
@@ -196,19 +203,26 @@ def simulate_shard(folder: Path, shard: int) -> ShardReport:
         simulator, schema = _simulator_of_dataset(folder, identity)
         start, cpu_start = time.perf_counter(), time.process_time()
         events = (simulator.event(number) for number in schema.events_of(shard))
-        manifest = write_shard(folder, schema, shard, events)
+        manifest = write_shard(folder, schema, shard, events, partial(_checks, folder, shard))
         cpu_end, end = time.process_time(), time.perf_counter()
     return ShardReport(
         shard=shard,
         events=manifest.events,
         bytes=sum(facts["bytes"] for facts in manifest.files.values()),
         rejected=manifest.rejected,
+        failed_checks=tuple(name for name, found in manifest.checks.items() if not found["passed"]),
         core_seconds=cpu_end - cpu_start,
         seconds=end - start,
         worker=_worker_name(),
         host=socket.gethostname(),
         process=os.getpid(),
     )
+
+
+def _checks(folder: Path, shard: int) -> dict[str, dict[str, Any]]:
+    """What physics can say against a shard's files; recorded in its manifest."""
+    report = check_shard(folder, shard, NULL_STREAM_EVENTS)
+    return {} if report is None else {"null_stream": asdict(report)}
 
 
 def _worker_name() -> str:

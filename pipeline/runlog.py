@@ -23,6 +23,7 @@ class ShardReport:
         events: How many it holds.
         bytes: Of all its files.
         rejected: Draws thrown away, counted by reason.
+        failed_checks: Names of the checks that it does not pass.
         core_seconds: CPU time it took [s].
         seconds: Wall time it took [s].
         worker: Dask's name of the worker.
@@ -34,6 +35,7 @@ class ShardReport:
     events: int
     bytes: int
     rejected: Mapping[str, int]
+    failed_checks: tuple[str, ...]
     core_seconds: float
     seconds: float
     worker: str

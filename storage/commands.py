@@ -18,7 +18,7 @@ def info(data: str, /, *, json: bool = False) -> int:
     """
     facts = describe(data)
     print(json_format.dumps(asdict(facts)) if json else summary(facts))
-    return 0 if facts.complete else 1
+    return 1 if facts.problems else 0
 
 
 def bench_read(data: str, /, *, config: ReadBenchConfig, json: bool = False) -> int:

@@ -54,6 +54,7 @@ class DatasetInfo:
     bytes_per_event: int
     largest_snr_loss: float
     rejected: Mapping[str, int]
+    checks: Mapping[str, Mapping[str, int]]
     parameters: list[dict[str, str]]
     provenance: Mapping[str, Any]
 
@@ -73,12 +74,20 @@ def describe(url: str | Path) -> DatasetInfo:
             f"{schema.shards - len(manifests)} of {schema.shards} shards are missing; run the same "
             "`strainflow simulate` again to complete it"
         )
-    rejected = Counter[str]()
+    complete = not problems
+    rejected, passed, done = Counter[str](), Counter[str](), Counter[str]()
     for item in manifests:
         rejected.update(item.rejected)
+        done.update(item.checks.keys())
+        passed.update(name for name, found in item.checks.items() if found["passed"])
+        problems += [
+            f"shard {item.shard} does not pass its check {name}: {found}"
+            for name, found in item.checks.items()
+            if not found["passed"]
+        ]
     return DatasetInfo(
         data=str(folder),
-        complete=not problems,
+        complete=complete,
         problems=problems,
         events=schema.events,
         finished_events=sum(item.events for item in manifests),
@@ -94,6 +103,7 @@ def describe(url: str | Path) -> DatasetInfo:
         bytes_per_event=schema.event_bytes,
         largest_snr_loss=max((item.largest_snr_loss for item in manifests), default=0.0),
         rejected=dict(rejected),
+        checks={name: {"shards": done[name], "passed": passed[name]} for name in sorted(done)},
         parameters=[
             {"name": item.name, "unit": item.unit, "prior": item.prior}
             for item in schema.parameters
@@ -122,6 +132,10 @@ def summary(facts: DatasetInfo) -> str:
         f"largest SNR loss {facts.largest_snr_loss:.2g}",
         f"  waveform    {', '.join(_settings(waveform))}",
         f"  seed        {facts.provenance.get('seed')}; draws thrown away: {rejected or 'none'}",
+        *(
+            f"  check       {name}: passed in {found['passed']} of {found['shards']} shards"
+            for name, found in facts.checks.items()
+        ),
         f"  versions    {', '.join(f'{name} {number}' for name, number in versions.items())}",
         "  prior",
         *(

@@ -25,6 +25,7 @@ class Manifest:
         crc32c: Checksum of each event's stored strain.
         largest_snr_loss: The largest share of the SNR that the encoding took from one event.
         rejected: Draws thrown away, counted by reason.
+        checks: What checks of the shard's own files found, by name; each says whether it `passed`.
     """
 
     shard: int
@@ -34,6 +35,7 @@ class Manifest:
     crc32c: tuple[int, ...]
     largest_snr_loss: float
     rejected: Mapping[str, int]
+    checks: Mapping[str, Mapping[str, Any]]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -1,7 +1,7 @@
 """Writing one shard: events come in one by one, all its files are there when the manifest is."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ from storage.schema import Event, Schema, canonical_json, dataset_files, shard_f
 from storage.shard import ShardLayout, ShardWriter, event_key, longest_json
 
 
-def write_shard(folder: Path, schema: Schema, shard: int, events: Iterable[Event]) -> Manifest:
+def write_shard(
+    folder: Path,
+    schema: Schema,
+    shard: int,
+    events: Iterable[Event],
+    check: Callable[[], Mapping[str, Mapping[str, Any]]] = dict,
+) -> Manifest:
     """Write all files of one shard, its manifest last.
 
     Args:
@@ -21,6 +27,7 @@ def write_shard(folder: Path, schema: Schema, shard: int, events: Iterable[Event
         schema: What the data set is.
         shard: Number of the shard.
         events: Its events, in order; consumed one by one.
+        check: Called when all files but the manifest are in place; gives the manifest's `checks`.
 
     Raises:
         InputError: An event does not fit the encoding. No manifest is written.
@@ -54,6 +61,7 @@ def write_shard(folder: Path, schema: Schema, shard: int, events: Iterable[Event
         crc32c=tuple(writer.crc32c),
         largest_snr_loss=max(losses),
         rejected=dict(sorted(rejected.items())),
+        checks=check(),
     )
     write_manifest(folder, manifest)
     return manifest
@@ -72,7 +80,7 @@ def shard_layout(schema: Schema) -> ShardLayout:
 def dataset_size(schema: Schema) -> tuple[int, int]:
     """Bytes and number of the files of a complete data set.
 
-    Both are exact but for the manifests, whose checksums and counts differ in their digits.
+    Both are exact but for the manifests, which differ in their digits and checks.
     """
     layout = shard_layout(schema)
     full, last = (len(schema.events_of(shard)) for shard in (0, schema.shards - 1))
@@ -94,6 +102,7 @@ def _typical_manifest(schema: Schema) -> Manifest:
         crc32c=(2**31,) * schema.events_per_shard,
         largest_snr_loss=1 / 3,
         rejected={},
+        checks={},
     )
 
 

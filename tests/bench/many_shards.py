@@ -28,7 +28,7 @@ EVENTS_PER_SHARD = 512
 
 def empty_shard(shard: int) -> ShardReport:
     """What a worker sends back, without the work."""
-    return ShardReport(shard, EVENTS_PER_SHARD, 0, {}, 1e-9, 0.0, "worker", "host", 1)
+    return ShardReport(shard, EVENTS_PER_SHARD, 0, {}, (), 1e-9, 0.0, "worker", "host", 1)
 
 
 def main(shards: int) -> None:
@@ -62,7 +62,7 @@ def reading_of_manifests(folder: Path, count: int = 2000) -> dict[str, float]:
     (folder / "manifest").mkdir()
     files = {f"strain/c/{number}/0/0": {"bytes": 1, "blake3": 64 * "0"} for number in range(3)}
     for shard in range(count):
-        manifest = Manifest(shard, 0, 512, files, (2**31,) * EVENTS_PER_SHARD, 0.0, {})
+        manifest = Manifest(shard, 0, 512, files, (2**31,) * EVENTS_PER_SHARD, 0.0, {}, {})
         manifest_path(folder, shard).write_bytes(canonical_json(vars(manifest)))
     start = time.perf_counter()
     for shard in range(count):

@@ -3,7 +3,7 @@
     OPENBLAS_NUM_THREADS=1 python tests/bench/simulate_cost.py [EVENTS]
 
 Shards of the default recipe are simulated and written by the task of a worker; then the waveforms
-are generated again, with the same parameters, by bare calls of `SimInspiralChooseFDWaveform`. Both in
+are generated again, with the same parameters, by bare calls of LALSimulation. Both in
 CPU seconds of one process, in alternation, so that a machine that changes its speed changes both.
 """
 

@@ -21,7 +21,7 @@ def test_the_predicted_size_is_that_of_the_files(et_bbh, tmp_path, flags):
     simulate_dataset(config, tmp_path / "x.zarr")
     sizes = [item.stat().st_size for item in (tmp_path / "x.zarr").rglob("*") if item.is_file()]
     assert files == len(sizes)
-    assert predicted == pytest.approx(sum(sizes), abs=100 * 3)  # the manifests' digits
+    assert predicted == pytest.approx(sum(sizes), abs=250 * 3)  # the manifests' digits and checks
 
 
 def test_a_plan_adds_up_and_leaves_nothing_behind(et_bbh, tmp_path):

@@ -7,6 +7,7 @@ from storage.commands import info
 from storage.errors import InputError
 from storage.info import describe, summary
 from storage.manifest import read_manifests
+from storage.writer import write_shard
 
 
 def test_a_complete_data_set_is_described_from_its_metadata(filled):
@@ -75,6 +76,19 @@ def test_every_damaged_shard_is_a_problem_of_its_own(filled):
     assert "strain/c/0/0/0: is missing" in facts.problems[0]
     assert "parameters/c/2/0: has 64 bytes, 72 were written" in facts.problems[1]
     assert all(f"  problem: {problem}" in summary(facts) for problem in facts.problems)
+
+
+def test_a_shard_that_does_not_pass_a_check_is_a_problem(empty, finish, capsys):
+    finish(empty, [0, 1])
+    found = {"echo": {"largest": 7.0, "passed": False}}
+    events = [empty.events[number] for number in empty.schema.events_of(2)]
+    write_shard(empty.folder, empty.schema, 2, events, check=lambda: found)
+    facts = describe(empty.folder)
+    assert facts.complete
+    assert facts.checks == {"echo": {"shards": 1, "passed": 0}}
+    assert facts.problems == ["shard 2 does not pass its check echo: " + str(found["echo"])]
+    assert "check       echo: passed in 0 of 1 shards" in summary(facts)
+    assert info(str(empty.folder)) == 1
 
 
 @pytest.mark.parametrize(("shards", "code"), [([0, 1, 2], 0), ([0], 1)])
