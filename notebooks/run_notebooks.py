@@ -9,6 +9,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import matplotlib.font_manager  # noqa: F401  # builds its cache here: a notebook would print that it does
 import nbformat
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
@@ -24,7 +25,7 @@ METADATA = {
 }
 
 
-class ThisPython(AsyncKernelManager):  # type: ignore[misc]  # Any to mypy
+class ThisPython(AsyncKernelManager):
     """Starts the kernel python3 with the interpreter of this process, whatever is registered."""
 
     def _kernel_spec_manager_default(self) -> KernelSpecManager:
@@ -45,7 +46,7 @@ def execute(notebook: nbformat.NotebookNode) -> None:
     with tempfile.TemporaryDirectory() as empty:
         environment = {
             **{name: value for name, value in os.environ.items() if name != "MPLBACKEND"},
-            "PYTHONPATH": os.pathsep.join([packages, os.environ.get("PYTHONPATH", "")]).rstrip(":"),
+            "PYTHONPATH": os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")])),
             "IPYTHONDIR": empty,
         }
         client = NotebookClient(
@@ -68,7 +69,8 @@ def shrink(notebook: nbformat.NotebookNode) -> None:
             if picture is not None:
                 image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
                 file = io.BytesIO()
-                image.quantize(COLOURS).save(file, "png", optimize=True)
+                few = image.quantize(COLOURS, kmeans=1, dither=Image.Dither.NONE)
+                few.save(file, "png", optimize=True)
                 output.data["image/png"] = base64.b64encode(file.getvalue()).decode()
 
 
