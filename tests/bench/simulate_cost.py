@@ -27,12 +27,10 @@ from storage.dataset import create_dataset
 from storage.schema import shard_files
 from strainflow import read_config
 
-EVENTS_PER_SHARD = 128
-
 
 def main(events: int) -> None:
-    flags = (f"--events={events}", f"--events_per_shard={EVENTS_PER_SHARD}", "--seed=7")
-    config = read_config(DatasetConfig, "pipeline/recipes/et-bbh.yaml", *flags)
+    recipe = "pipeline/recipes/et-bbh.yaml"
+    config = read_config(DatasetConfig, recipe, f"--events={events}", "--seed=7")
     keep_freed_memory()
     simulator = Simulator.from_config(config.simulation)
     schema = describe_dataset(config, simulator)
@@ -65,4 +63,4 @@ def main(events: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1024)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 4096)
