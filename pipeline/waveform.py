@@ -120,9 +120,14 @@ def lal_arguments(
 
 def _lal_options(phenomx: PhenomXConfig) -> object:
     options = lal.CreateDict()
-    for name, value in phenomx.given().items():
+    for name, value in _given(phenomx).items():
         _INSERT_OPTION[name](options, value)
     return options
+
+
+@lru_cache
+def _given(phenomx: PhenomXConfig) -> dict[str, float]:
+    return phenomx.given()
 
 
 _INSERT_OPTION = {
@@ -181,14 +186,17 @@ def polarisations(
 
 
 def _end_of_signal(series: Complex[Array, "frequency"], first: int) -> int:
-    """Number of the bin after the last that is not zero: LAL fills up with zeros."""
-    low, high = first, len(series)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if series[middle] else (low, middle)
-    if series[high::61].any():  # there was a zero in the middle: look at all
-        return len(series) - int(np.argmax(series[::-1] != 0))
-    return high
+    """Number of the bin after the last that is not zero: LAL fills up with zeros.
+
+    Zeros are taken to fill all of the rest where one bin in 64 is zero.
+    """
+    coarse = np.flatnonzero(series[first::_STRIDE])
+    start = first + _STRIDE * int(coarse[-1]) if len(coarse) else first
+    fine = np.flatnonzero(series[start : start + _STRIDE])
+    return start + 1 + int(fine[-1]) if len(fine) else first
+
+
+_STRIDE = 64
 
 
 @lru_cache

@@ -237,7 +237,7 @@ def test_an_approximant_that_cannot_be_used_is_named(name, reason):
         approximant_number(name)
 
 
-@pytest.mark.parametrize("end", [2, 3, 700, 5000])
+@pytest.mark.parametrize("end", [2, 3, 65, 66, 700, 4999, 5000])
 @pytest.mark.parametrize("hole", [slice(0, 0), slice(1200, 3800)])
 def test_the_end_of_a_signal_is_found_behind_zeros_in_its_middle(end, hole):
     series = np.zeros(5000, complex)
