@@ -1,6 +1,6 @@
 """Detectors: where they stand, how they respond, and a signal's way from the geocentre to each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,8 +104,8 @@ def project(
     source: SkyPosition,
     detectors: Sequence[Detector],
     start_time: float,
-) -> Complex[Array, "detector frequency"]:
-    """Turn polarisations into the strain at each detector.
+) -> Iterator[Complex[Array, "frequency"]]:
+    """Turn polarisations into the strain at one detector after the other.
 
     h = (F+ h+ + Fx hx) exp(-2 pi i f (delay + geocent_time - start_time))
 
@@ -118,17 +118,14 @@ def project(
         detectors: Their geometry.
         start_time: Time of the first sample of the strain [GPS s].
     """
-    strain = np.empty((len(detectors), len(plus)), np.complex128)
     # GPS times as doubles resolve 2e-7 s: take the difference before anything small is added.
     since_start = source.geocent_time - start_time
-    for row, detector in zip(strain, detectors, strict=True):
+    for detector in detectors:
         f_plus, f_cross = source.antenna_factors(detector)
-        np.multiply(plus, f_plus, out=row)
-        row += f_cross * cross
-        row *= time_shift(
-            since_start + source.delay(detector), first_bin, len(plus), frequency_step
-        )
-    return strain
+        delay = source.delay(detector)
+        strain = time_shift(since_start + delay, first_bin, len(plus), frequency_step)
+        strain *= f_plus * plus + f_cross * cross
+        yield strain
 
 
 def time_shift(

@@ -8,7 +8,7 @@ sample rate, so that its variance is the share of that band: 0.9976 from 10 Hz a
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -166,18 +166,30 @@ class Whitening:
             strain: Continuous Fourier transform of the strain [1/Hz].
             first_bin: Number of its first frequency bin.
         """
-        scale: Array = self._scale  # type: ignore[attr-defined]
-        return strain * scale[:, first_bin : first_bin + strain.shape[1]]
+        return np.array(list(self.whiten_each(strain, first_bin)))
+
+    def whiten_each(
+        self, strain: Iterable[Complex[Array, "frequency"]], first_bin: int
+    ) -> Iterator[Complex[Array, "frequency"]]:
+        """Do the same for one detector after the other."""
+        scales: Array = self._scale  # type: ignore[attr-defined]
+        for values, scale in zip(strain, scales, strict=True):
+            yield values * scale[first_bin : first_bin + len(values)]
 
     def to_segment(
-        self, whitened: Complex[Array, "detector frequency"], first_bin: int
+        self, whitened: Iterable[Complex[Array, "frequency"]], first_bin: int
     ) -> Float[Array, "detector time"]:
-        """Transform to the time domain and cut the last `duration` seconds out, float32 [sigma]."""
+        """Transform to the time domain and cut the last `duration` seconds out, float32 [sigma].
+
+        Args:
+            whitened: Of one detector after the other, as `whiten` gives it.
+            first_bin: Number of its first frequency bin.
+        """
         segment = np.empty((len(self.psd), self.segment.samples), np.float32)
-        bins = slice(first_bin, first_bin + whitened.shape[1])
         norm = 1 / self.segment.generation_samples
         for spectrum, row in zip(whitened, segment, strict=True):
             fill = partial(np.multiply, spectrum, norm, casting="same_kind")
+            bins = slice(first_bin, first_bin + len(spectrum))
             self._over_generation.write(fill, bins, row)
         return segment
 

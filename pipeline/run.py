@@ -202,7 +202,7 @@ def simulate_shard(folder: Path, shard: int) -> ShardReport:
     with _one_at_a_time:
         simulator, schema = _simulator_of_dataset(folder, identity)
         start, cpu_start = time.perf_counter(), time.process_time()
-        events = (simulator.event(number) for number in schema.events_of(shard))
+        events = simulator.events(schema.events_of(shard))
         manifest = write_shard(folder, schema, shard, events, partial(_checks, folder, shard))
         cpu_end, end = time.process_time(), time.perf_counter()
     return ShardReport(

@@ -6,9 +6,10 @@ bits cost half, with (seed, i, 1). So events can be made anywhere, in any order.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import islice
 
 import numpy as np
 from jaxtyping import Complex, Float
@@ -40,6 +41,8 @@ MOST_TRIALS = 50
 # In a row, outside the prior's constraints. No waveform is made for them: all cost about 8 s.
 MOST_OUTSIDE = 100_000
 
+
+EVENTS_TOGETHER = 16
 
 # What a waveform does not hold: the same one serves any distance, direction and time.
 EXTRINSIC = ("luminosity_distance", "ra", "dec", "psi", "geocent_time")
@@ -139,15 +142,44 @@ class Simulator:
             InputError: No draw out of `MOST_DRAWS` was accepted, or none was inside the
                 constraints.
         """
-        draw = self._first_accepted(number)
+        return next(self.events([number]))
+
+    def events(self, numbers: Iterable[int]) -> Iterator[Event]:
+        """Simulate events, each the same as by itself, in order.
+
+        A few are in work at a time, and each step is done for all of them before the next: what a
+        step needs (LAL's tables, FFTW's) stays in the processor's cache, which saves a twentieth of
+        the time. Where events share a waveform they are made one after the other.
+
+        Raises:
+            InputError: As for `event`.
+        """
+        together = 1 if self.config.extrinsic_draws_per_waveform > 1 else EVENTS_TOGETHER
+        waiting = iter(numbers)
+        while batch := list(islice(waiting, together)):
+            made: dict[int, Event] = {}
+            running = {number: self._steps(number) for number in batch}
+            while running:
+                for number, steps in list(running.items()):
+                    try:
+                        next(steps)
+                    except StopIteration as end:
+                        made[number] = end.value
+                        del running[number]
+            yield from (made[number] for number in batch)
+
+    def _steps(self, number: int) -> Generator[None, None, Event]:
+        """Simulate one event; yields between the steps, for other events to come in."""
+        draw = yield from self._first_accepted(number)
         strain = draw.signal
+        yield
         if self.config.noise == "gaussian":
             seed = np.random.SeedSequence(self.config.seed, spawn_key=(number, 1))
             self.whitening.add_noise(strain, np.random.Generator(np.random.SFC64(seed)))
         parameters = np.array(list(draw.parameters.values()))
         return Event(number, strain, parameters, draw.snr, draw.rejected)
 
-    def _first_accepted(self, number: int) -> "_Draw":
+    def _first_accepted(self, number: int) -> Generator[None, None, "_Draw"]:
         """Draw sources for an event until one is accepted.
 
         Where a waveform serves several events, the first event of a group draws everything, and the
@@ -168,6 +200,7 @@ class Simulator:
                 except WaveformError:
                     rejected["waveform_failed"] += 1
                     continue
+                yield
             else:
                 parameters, waves = self._reuse(*shared, self.draw_parameters(generator))
             signal = self._signal_of(waves, parameters)
@@ -185,7 +218,8 @@ class Simulator:
     def _waves_of_leader(self, leader: int) -> tuple[dict[str, float], Polarisations]:
         """Parameters and waveform of the first event of a group, the last one at hand."""
         if leader not in self._shared:
-            self._first_accepted(leader)
+            for _ in self._first_accepted(leader):
+                pass
         return self._shared[leader]
 
     def _reuse(
@@ -255,7 +289,7 @@ class Simulator:
     ) -> tuple[Complex[Array, "detector frequency"], int]:
         """Strain at each detector [1/Hz] before whitening, and the number of its first bin."""
         waves = self.waves(parameters)
-        return self._project(waves, parameters), waves.first_bin
+        return np.array(list(self._project(waves, parameters))), waves.first_bin
 
     def signal(self, parameters: Mapping[str, float]) -> Float[Array, "detector time"]:
         """The whitened signal in the segment, without noise, float32 [sigma]."""
@@ -264,12 +298,13 @@ class Simulator:
     def _signal_of(
         self, waves: Polarisations, parameters: Mapping[str, float]
     ) -> Float[Array, "detector time"]:
-        whitened = self.whitening.whiten(self._project(waves, parameters), waves.first_bin)
+        strain = self._project(waves, parameters)
+        whitened = self.whitening.whiten_each(strain, waves.first_bin)
         return self.whitening.to_segment(whitened, waves.first_bin)
 
     def _project(
         self, waves: Polarisations, parameters: Mapping[str, float]
-    ) -> Complex[Array, "detector frequency"]:
+    ) -> Iterator[Complex[Array, "frequency"]]:
         source = SkyPosition(*(parameters[name] for name in ("ra", "dec", "psi", "geocent_time")))
         segment = self.config.segment
         return project(

@@ -231,3 +231,15 @@ def test_other_networks_are_simulated_too(et_bbh):
     event = simulate_event(config, 0)
     assert event.strain.shape == (2, 65536)
     assert event.optimal_snr.shape == (2,)
+
+
+def test_events_made_together_are_those_made_alone(et_bbh):
+    """Seventeen at a time and more, of which the window throws many draws away."""
+    simulator = Simulator.from_config(et_bbh("--network_snr.minimum=40").simulation)
+    together = list(simulator.events(range(3, 23)))
+    assert [event.number for event in together] == list(range(3, 23))
+    assert sum(event.rejected.total() for event in together) > 5
+    for event in together[::4]:
+        alone = simulator.event(event.number)
+        assert alone.strain.tobytes() == event.strain.tobytes()
+        assert alone.rejected == event.rejected
