@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.cluster import ALLOWED_FAILURES, Cluster, ClusterConfig
+from pipeline.cluster import DASK_SETTINGS, Cluster, ClusterConfig
 from storage.errors import InputError
 
 LEAVE_EARLY = 60  # seconds before its walltime at which a worker hands its work over
@@ -90,7 +90,7 @@ def _jobs(system: BatchSystem, config: ClusterConfig, logs: Path) -> Iterator[Cl
         )
     logs.mkdir(parents=True, exist_ok=True)
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}),
+        dask.config.set(DASK_SETTINGS),
         system.make(config, _common_options(config, logs)) as jobs,
         Client(jobs) as client,
     ):

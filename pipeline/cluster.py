@@ -18,8 +18,12 @@ from storage.errors import InputError
 if TYPE_CHECKING:
     from distributed import Client, Worker
 
-# A worker that is preempted while it works on a shard counts as a failure of the shard: this often.
-ALLOWED_FAILURES = 10
+DASK_SETTINGS = {
+    # A worker that is preempted while it works on a shard counts as a failure of the shard.
+    "distributed.scheduler.allowed-failures": 10,
+    # A task is one call of ours: Dask's profiler would stop it a hundred times a second to look.
+    "distributed.worker.profile.enabled": False,
+}
 CONNECT_SECONDS = 30.0
 
 
@@ -143,7 +147,7 @@ def local(config: ClusterConfig, logs: Path) -> Iterator[Cluster]:
     from distributed import Client, LocalCluster
 
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}),
+        dask.config.set(DASK_SETTINGS),
         LocalCluster(
             n_workers=config.worker_count,
             threads_per_worker=1,

@@ -4,7 +4,7 @@ A shard's manifest is written last, so that it marks the shard as complete.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Manifest:
     crc32c: tuple[int, ...]
     largest_snr_loss: float
     rejected: Mapping[str, int]
-    checks: Mapping[str, Mapping[str, Any]]
+    checks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # none before 0.2.0
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
