@@ -42,7 +42,9 @@ lint: setup
 check: lint test
 
 bench: setup
-	$(BIN)/python tests/bench/simulate_cost.py
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/bench/simulate_cost.py
+	$(BIN)/python tests/bench/workers.py
+	$(BIN)/python tests/bench/plan_accuracy.py
 	$(BIN)/python tests/bench/stream_rate.py
 
 # For this Python and platform:  make wheelhouse
