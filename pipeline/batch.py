@@ -91,7 +91,7 @@ def _jobs(system: BatchSystem, config: ClusterConfig, logs: Path) -> Iterator[Cl
     logs.mkdir(parents=True, exist_ok=True)
     with (
         dask.config.set(DASK_SETTINGS),
-        system.make(config, _common_options(config, logs)) as jobs,
+        _make(system, config, logs) as jobs,
         Client(jobs) as client,
     ):
         try:
@@ -105,6 +105,20 @@ def _jobs(system: BatchSystem, config: ClusterConfig, logs: Path) -> Iterator[Cl
         finally:
             # Dask asserts that each of these is closed; dask-jobqueue never says so of a job.
             jobs._created.clear()
+
+
+def _make(system: BatchSystem, config: ClusterConfig, logs: Path) -> Any:  # noqa: ANN401
+    """Make dask-jobqueue's cluster; its scheduler starts.
+
+    Raises:
+        InputError: A setting means nothing to it.
+    """
+    try:
+        return system.make(config, _common_options(config, logs))
+    except InputError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"cluster: {error}; change the settings of cluster") from None
 
 
 def _common_options(config: ClusterConfig, logs: Path) -> dict[str, Any]:
@@ -150,12 +164,14 @@ def _submit(jobs: Any, wanted: int, system: BatchSystem) -> None:  # noqa: ANN40
 
 def _refill(jobs: Any, wanted: int, system: BatchSystem) -> int:  # noqa: ANN401
     """Submit jobs in place of those that will not come back; return how many."""
+    connected = {worker["name"] for worker in list(jobs.scheduler_info["workers"].values())}
+    if len(connected) >= wanted:  # nothing to ask the batch system for
+        return 0
     try:
         states = system.states()
-    except (OSError, subprocess.SubprocessError):  # it is busy: ask again next time
+    except (OSError, ValueError, subprocess.SubprocessError):  # it is busy: ask again next time
         return 0
-    connected = {worker["name"] for worker in jobs.scheduler_info["workers"].values()}
-    submitted = {name: job.job_id for name, job in jobs.workers.items()}
+    submitted = {name: job.job_id for name, job in list(jobs.workers.items())}
     lost = [
         name
         for name, job in submitted.items()
@@ -172,10 +188,10 @@ def _refill(jobs: Any, wanted: int, system: BatchSystem) -> int:  # noqa: ANN401
 
 def _explain(jobs: Any, system: BatchSystem, logs: Path) -> str:  # noqa: ANN401
     """Say what the batch system and the jobs themselves say."""
-    ours = [job.job_id for job in jobs.workers.values()]
+    ours = [job.job_id for job in list(jobs.workers.values())]
     try:
         states = system.states()
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         return f"{system.name} does not answer ({error})"
     waiting = [job for job in ours if job in states]
     count = Counter(states[job].words for job in waiting)

@@ -25,6 +25,7 @@ DASK_SETTINGS = {
     "distributed.worker.profile.enabled": False,
 }
 CONNECT_SECONDS = 30.0
+SHORTEST_WALLTIME = 600  # as a bare number of seconds
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,19 @@ class ClusterConfig:
             InputError: It is no time.
         """
         if isinstance(self.walltime, int):
+            if 0 < self.walltime < SHORTEST_WALLTIME:
+                raise InputError(
+                    f"cluster.walltime: got {self.walltime} s, for which YAML also takes 4:30; "
+                    'write hours:minutes:seconds in quotes, such as "00:04:30"'
+                )
             return self.walltime
         parts = self.walltime.split(":")
-        if not 1 < len(parts) <= 3 or not all(part.isdecimal() for part in parts):
+        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
             raise InputError(
                 f"cluster.walltime: got {self.walltime!r}, write hours:minutes:seconds, such as "
                 "04:00:00"
             )
-        hours, minutes, seconds = (int(part) for part in [*parts, "0"][:3])
+        hours, minutes, seconds = (int(part) for part in parts)
         return 3600 * hours + 60 * minutes + seconds
 
 
@@ -168,7 +174,7 @@ def existing(config: ClusterConfig, logs: Path) -> Iterator[Cluster]:
 
     try:
         client = Client(config.address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise InputError(
             f"cluster.address: no Dask scheduler answers at {config.address} ({error}); give the "
             "address that `dask scheduler` prints"

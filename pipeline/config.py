@@ -221,7 +221,7 @@ class SimulationConfig:
         segment: The stretch of data that an event is.
         waveform: The waveform model.
         psd: The noise of the detectors.
-        psd_of: The noise of those that have another, by name: {V1: {name: AdvVirgo}}.
+        psd_of: The noise of those that have another, by name: {V1: {file: v1.txt}}.
         prior: The distribution of the sources.
         network_snr: Which network SNRs are accepted.
         noise: gaussian: stationary noise in each event; none: signals alone.

@@ -29,6 +29,7 @@ LARGEST_SHARE = 1e-4  # of the norm of a signal without noise; sound events reac
 # Share of a series without noise that rises and falls at its ends, where it is cut, before a shift:
 # shifts wrap around, and with hard ends sound events reach 8e-4.
 SOFT_ENDS = 0.02
+AFTER_MERGER = 0.1  # the way from the geocentre and the ringdown [s]
 # Of noise, in octaves and as a whole: beyond lies 1 in 10^9 of them.
 LARGEST_Z = 6.0
 NOT_FINITE = 1e9  # stands for what JSON cannot hold
@@ -163,7 +164,8 @@ def check_shard(folder: Path, shard: int, events: int = 4) -> NullStreamReport |
         events: How many events to look at.
 
     Returns:
-        None where the network has no null stream.
+        None where the network has no null stream, or all signals end in the last 0.2 s of the
+        segment.
 
     Raises:
         DamagedDataError: A file of the shard is missing or damaged.
@@ -179,7 +181,16 @@ def check_shard(folder: Path, shard: int, events: int = 4) -> NullStreamReport |
         np.fromfile(folder / paths[name], "<f8").reshape(schema.events_per_shard, -1)
         for name in ("parameters", "optimal_snr")
     )
-    loudest = np.argsort(-np.linalg.norm(snrs[: len(numbers)], axis=1), kind="stable")[:events]
+    loudness = np.linalg.norm(snrs[: len(numbers)], axis=1)
+    if not schema.noisy:  # a merger on the slope of the soft ends would leave a null stream
+        duration = schema.samples / schema.sample_rate
+        end = schema.provenance["start_time"] + (1 - SOFT_ENDS / 2) * duration - AFTER_MERGER
+        times = parameters[: len(numbers), schema.parameter_names.index("geocent_time")]
+        loudness = np.where(times < end, loudness, 0)
+    loudest = np.argsort(-loudness, kind="stable")[:events]
+    loudest = loudest[loudness[loudest] > 0]
+    if not len(loudest):
+        return None
     reader = ShardReader(folder / paths["strain"], schema.events_per_shard)
     codes = np.empty(schema.strain_shape, schema.encoding.dtype)
     found: list[tuple[float, int]] = []

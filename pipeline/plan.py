@@ -4,6 +4,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -151,8 +152,10 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="strainflow-plan-", dir=scratch) as temporary:
         folder = create_dataset(Path(temporary) / "events.zarr", schema, simulator.psd)
         task = partial(simulate_shard, folder)
-        with connect(here, Path(temporary)) as cluster:
-            reports = map_window(cluster, task, range(schema.shards), here.patience)
+        with (
+            connect(here, Path(temporary)) as cluster,
+            closing(map_window(cluster, task, range(schema.shards), here.patience)) as reports,
+        ):
             return _measure(reports, folder, here.worker_count, seconds)
 
 

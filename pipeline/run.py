@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -59,9 +60,9 @@ class RunReport:
         simulated: Events that this run simulated; the others were there.
         rejected: Draws that this run threw away.
         bytes: That this run wrote.
-        seconds: Wall time of the simulation, the start of the workers excluded [s].
+        seconds: Wall time from when the workers were there, or asked for, to the last shard [s].
         core_seconds: CPU time of the workers [s].
-        workers: How many took part.
+        workers: How many processes took part, those included that replaced others.
         failed_checks: Shards that do not pass a check, of those that this run simulated.
     """
 
@@ -179,18 +180,7 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
             "start_time": segment.start_time,
             "band": [config.waveform.f_lower, segment.sample_rate / 2],
             "detectors": [detector.to_dict() for detector in simulator.detectors],
-            "versions": {
-                name: version(name)
-                for name in (
-                    "strainflow",
-                    "pycbc",
-                    "lalsuite",
-                    "numpy",
-                    "pyfftw",
-                    "scipy",
-                    "astropy",
-                )
-            },
+            "versions": _library_versions(),
         },
     )
 
@@ -238,10 +228,31 @@ def _worker_name() -> str:
 def _simulator_of_dataset(folder: Path, identity: bytes) -> tuple[Simulator, Schema]:
     """Read the physics from a data set's metadata, once a worker and content of that metadata."""
     schema = read_schema(folder)
+    _require_same_libraries(schema.provenance["versions"], folder)
     provenance = schema.provenance
     detectors = tuple(Detector.from_dict(document) for document in provenance["detectors"])
     config = simulation_from_dict(provenance["configuration"])
     return Simulator(config, detectors, read_psd(folder)), schema
+
+
+def _library_versions() -> dict[str, str]:
+    """Of all that the bits of an event come from."""
+    names = ("strainflow", "pycbc", "lalsuite", "numpy", "pyfftw", "scipy", "astropy")
+    return {name: version(name) for name in names}
+
+
+def _require_same_libraries(recorded: Mapping[str, str], folder: Path) -> None:
+    """Refuse to write events that other libraries may round in another way.
+
+    Raises:
+        InputError: A library here has another version than the data set says.
+    """
+    for name, here in _library_versions().items():
+        if recorded.get(name) != here:
+            raise InputError(
+                f"{folder}: is made with {name} {recorded.get(name)}, the worker on "
+                f"{socket.gethostname()} has {here}; install the same versions there"
+            )
 
 
 def _finite(value: float) -> float | None:

@@ -5,7 +5,7 @@ Workers may come late, leave, and be replaced while it runs.
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from itertools import islice
@@ -32,7 +32,7 @@ STAYS = "what is finished stays, run it again to go on"
 
 def map_window(
     cluster: Cluster, task: Callable[[Item], Result], items: Iterable[Item], patience: float
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Run a task on each item and yield the results as they come.
 
     Args:
@@ -54,7 +54,7 @@ def map_window(
 
     def submit() -> None:
         room = TASKS_PER_WORKER * max(watch.workers, cluster.wanted, 1) - len(running)
-        for item in islice(waiting, room):
+        for item in islice(waiting, max(room, 0)):  # negative when workers have left
             future = cluster.client.submit(task, item, pure=False)
             running.add(future)
             future.add_done_callback(done.put)
@@ -119,7 +119,10 @@ class _Watch:
             return
         if self.cluster.client.status != "running":
             raise InputError(f"cluster: Dask's scheduler was lost; {STAYS}")
-        self.workers = sum(self.cluster.client.nthreads().values())
+        try:
+            self.workers = sum(self.cluster.client.nthreads().values())
+        except OSError:
+            raise InputError(f"cluster: Dask's scheduler was lost; {STAYS}") from None
         self._replaced += self.cluster.refill()
         if self._replaced > MOST_REPLACEMENTS * max(self.cluster.wanted, 1):
             raise InputError(

@@ -29,8 +29,9 @@ def make_flow(features, seed=0, spread=0.5, **config):
 
 def draw(flow, n=200, seed=1):
     generator = torch.Generator().manual_seed(seed)
-    condition = torch.randn(n, CONDITION, generator=generator)
-    return torch.randn(n, flow.features, generator=generator), condition
+    dtype = next(flow.parameters()).dtype
+    condition = torch.randn(n, CONDITION, generator=generator, dtype=dtype)
+    return torch.randn(n, flow.features, generator=generator, dtype=dtype), condition
 
 
 def inversion_error(flow, other):
@@ -70,8 +71,9 @@ def test_log_prob_is_that_of_nflows(seed):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 6), st.floats(0, 0.8), st.integers(1, 6))
 def test_values_and_densities_are_consistent_both_ways(seed, features, spread, transforms):
-    flow = make_flow(features, seed, spread, transforms=transforms)
-    assert inversion_error(flow, flow) < 5e-3
+    """In double precision: a steep spline loses any number of single precision's digits."""
+    flow = make_flow(features, seed, spread, transforms=transforms).double()
+    assert inversion_error(flow, flow) < 1e-6
 
 
 def test_the_consistency_test_catches_another_flow():

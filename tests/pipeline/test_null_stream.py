@@ -190,3 +190,8 @@ def test_scores_of_noise_are_standard_normal(simulator):
     octaves = scores[:, :-1].ravel()
     assert stats.kstest(octaves, "norm").pvalue > 0.05 / 13
     assert stats.kstest(octaves * 1.2, "norm").pvalue < 1e-3
+
+
+def test_a_merger_at_the_very_end_is_no_false_alarm(stored):
+    late = "--prior.geocent_time=Uniform(1577491218.93, 1577491218.97)"
+    assert check_shard(stored((*NOISE_FREE, late)), 0) is None

@@ -293,3 +293,15 @@ def test_an_encoding_keeps_the_events_to_its_step(et_bbh, tmp_path, encoding):
         strain = simulator.event(number).strain
         step = 1 / 128 if encoding == "int16" else 2.0**-11 * np.abs(strain).max()
         assert np.abs(stored[number] - strain).max() <= 1.0001 * step
+
+
+def test_a_worker_with_other_libraries_writes_nothing(et_bbh, tmp_path):
+    config = et_bbh()
+    simulator = Simulator.from_config(config.simulation)
+    folder = create_dataset(tmp_path / "x.zarr", describe_dataset(config, simulator), simulator.psd)
+    metadata = json.loads((folder / "zarr.json").read_text())
+    metadata["attributes"]["strainflow"]["versions"]["lalsuite"] = "0.0.1"
+    (folder / "zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(InputError, match=r"is made with lalsuite 0.0.1, the worker on .* has "):
+        simulate_shard(folder, 0)
+    assert not list(folder.glob("strain/c/*"))

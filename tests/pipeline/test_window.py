@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
+from pipeline import window
 from pipeline.cluster import ClusterConfig, connect
 from pipeline.run import simulate_dataset
 from pipeline.window import TASKS_PER_WORKER, map_window
@@ -82,6 +84,17 @@ def test_items_are_taken_only_as_results_come(two_workers):
     assert len(taken) == 100
 
 
+def test_workers_that_leave_do_not_end_the_run(two_workers, monkeypatch):
+    """As with a scheduler of somebody else: five workers at the start, then one."""
+
+    def shrink(watch):
+        watch.workers = 1 if watch.workers else 5
+
+    monkeypatch.setattr(window._Watch, "look_if_due", shrink)
+    cluster = replace(two_workers, wanted=0)
+    assert sorted(map_window(cluster, double, range(60), 10)) == list(range(0, 120, 2))
+
+
 def test_what_a_task_raises_reaches_the_caller_and_the_workers_stay(two_workers):
     with pytest.raises(ZeroDivisionError):
         list(map_window(two_workers, (1).__truediv__, [1, 0, 1], 10))
@@ -150,6 +163,8 @@ def test_an_address_where_nobody_answers_is_one_sentence(tmp_path, monkeypatch):
         ({"address": "tcp://a:1"}, "cluster.address: got 'tcp://a:1' with cluster.kind local"),
         ({"patience": 0}, "cluster.patience: got 0 s"),
         ({"walltime": "4h"}, "cluster.walltime: got '4h', write hours:minutes:seconds"),
+        ({"walltime": "4:30"}, "cluster.walltime: got '4:30', write hours:minutes:seconds"),
+        ({"walltime": 270}, "cluster.walltime: got 270 s, for which YAML also takes 4:30"),
         ({"walltime": "00:00:00"}, "cluster.walltime: got '00:00:00', must be positive"),
     ],
 )
