@@ -18,7 +18,7 @@ from pipeline.config import PhenomXConfig, SegmentConfig, SimulationConfig, Wave
 from pipeline.detector import Detector, SkyPosition, project
 from pipeline.distributions import Distribution
 from pipeline.network import detectors_of
-from pipeline.noise import Whitening, load_psds
+from pipeline.noise import Whitening, load_psds, optimal_snr
 from pipeline.priors import PARAMETERS
 from pipeline.waveform import (
     PHASE_IS_A_FACTOR,
@@ -40,7 +40,6 @@ MOST_TRIALS = 50
 
 # In a row, outside the prior's constraints. No waveform is made for them: all cost about 8 s.
 MOST_OUTSIDE = 100_000
-
 
 EVENTS_TOGETHER = 16
 
@@ -331,25 +330,6 @@ class Simulator:
         if network_snr < window.minimum:
             return "snr_below_minimum"
         return "snr_above_maximum" if network_snr > window.maximum else None
-
-
-def optimal_snr(signal: Float[Array, "detector time"]) -> Float[Array, "detector"]:
-    """Norm of a whitened signal in each detector, to 1e-7."""
-    pieces = signal[:, : signal.shape[1] // _PIECE * _PIECE].reshape(len(signal), -1, _PIECE)
-    rest = signal[:, pieces.shape[1] * _PIECE :]
-    # Short sums in single precision, which the processor does fast, then those in double. Not by
-    # np.vecdot: BLAS adds up in another order on another kind of CPU, and this is recorded.
-    squares = _sum_of_squares(pieces).sum(-1, dtype=np.float64) + _sum_of_squares(rest)
-    snr: Array = np.sqrt(squares)
-    return snr
-
-
-def _sum_of_squares(values: Float[Array, "*row value"]) -> Float[Array, "*row"]:
-    squares: Array = np.einsum("...i,...i->...", values, values)
-    return squares
-
-
-_PIECE = 256
 
 
 @lru_cache(maxsize=4)

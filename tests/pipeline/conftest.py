@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import bilby
 import lal
 import numpy as np
+import psutil
 import pytest
 
 from pipeline.config import DatasetConfig
@@ -157,3 +158,17 @@ def bilby_interferometers(bilby_reference):
 def bilby_strain(bilby_reference, sources):
     """bilby's strain of each source at each detector, over all bins, without a taper [1/Hz]."""
     return [bilby_reference.strain(source) for source in sources]
+
+
+@pytest.fixture(scope="session")
+def workers_of():
+    """The process ids of Dask's workers, which are children of a run."""
+
+    def workers(run):
+        try:
+            children = psutil.Process(run.pid).children()
+            return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+        except psutil.NoSuchProcess:  # the run, or one of them, has ended meanwhile
+            return []
+
+    return workers

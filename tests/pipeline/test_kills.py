@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -40,20 +39,6 @@ def start_run(out):
     )
 
 
-def workers_of(run):
-    """The process ids of Dask's workers, which are children of the run."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(status.read_text().rsplit(")", 1)[1].split()[1])
-            command = (status.parent / "cmdline").read_text()
-        except OSError:  # it has ended meanwhile
-            continue
-        if parent == run.pid and "spawn_main" in command:
-            found.append(int(status.parent.name))
-    return found
-
-
 def wait_until_writing(out, run):
     """Wait until a worker writes its first shard, or the run has ended."""
     deadline = time.monotonic() + PATIENCE
@@ -74,7 +59,7 @@ def reference(et_bbh, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_a_worker_and_the_client_killed_at_random_times_leave_the_same_bytes(
-    reference, tmp_path, seed
+    reference, workers_of, tmp_path, seed
 ):
     expected, seconds = reference
     generator = random.Random(seed)

@@ -173,20 +173,6 @@ def wait_for(path_pattern, folder, run):
         time.sleep(0.005)
 
 
-def workers_of(process):
-    """The process ids of Dask's workers, which are children of the run."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(status.read_text().rsplit(")", 1)[1].split()[1])
-            command = (status.parent / "cmdline").read_text()
-        except OSError:  # it has ended meanwhile
-            continue
-        if parent == process.pid and "spawn_main" in command:
-            found.append(int(status.parent.name))
-    return found
-
-
 def test_a_killed_run_is_taken_up_again_and_leaves_the_same_bytes(et_bbh, by_one_worker, folders):
     out = folders / "killed.zarr"
     run = start_run(out, "--cluster.workers=2")
@@ -201,7 +187,7 @@ def test_a_killed_run_is_taken_up_again_and_leaves_the_same_bytes(et_bbh, by_one
     assert differing(out, by_one_worker) == []
 
 
-def test_a_killed_worker_leaves_the_same_bytes(by_one_worker, folders):
+def test_a_killed_worker_leaves_the_same_bytes(by_one_worker, folders, workers_of):
     out = folders / "worker.zarr"
     run = start_run(out, "--cluster.workers=1", "--json")
     try:
