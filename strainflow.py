@@ -26,6 +26,9 @@ Config = TypeVar("Config")
 VERBS = {
     "plan": ("pipeline.commands:plan", "say what a data set will cost, from a calibration"),
     "simulate": ("pipeline.commands:simulate", "simulate a data set on Dask, or what is missing"),
+    "verify": ("pipeline.commands:verify", "find every damaged or missing byte of a data set"),
+    "repair": ("pipeline.commands:repair", "simulate damaged shards again, bit for bit"),
+    "recode": ("pipeline.commands:recode", "write a data set once more in another encoding"),
     "info": ("storage.commands:info", "say what a data set is, from its metadata"),
     "bench read": ("storage.commands:bench_read", "measure reading a data set against its limit"),
     "train": ("model.commands:train", "train a network on a data set, or go on training"),
@@ -167,9 +170,15 @@ def _build(kind: type[Config], values: Namespace) -> Config:
 
 
 def _find_recipe(words: Sequence[str]) -> list[str]:
-    """Let `--config pipeline/recipes/NAME.yaml` mean the installed one where no such file is."""
+    """Let `--config pipeline/recipes/NAME.yaml` mean the installed one where no such file is.
+
+    And `--max-snr-loss` mean `--max_snr_loss`.
+    """
     found: list[str] = []
     for word in words:
+        if re.match("--[a-z]", word):
+            flag, equals, value = word.partition("=")
+            word = "--" + flag[2:].replace("-", "_") + equals + value
         found += ["--config", word[9:]] if word.startswith("--config=") else [word]
     for index, word in enumerate(found[:-1]):
         installed = Path(__file__).parent / found[index + 1]

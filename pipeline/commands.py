@@ -4,9 +4,16 @@ import json as json_format
 import sys
 from dataclasses import asdict
 
+from pipeline.cluster import ClusterConfig
 from pipeline.config import DatasetConfig
-from pipeline.plan import make_plan, summary
-from pipeline.run import simulate_dataset
+from pipeline.plan import make_plan
+from pipeline.plan import summary as plan_summary
+from pipeline.recode import RecodeConfig, recode_dataset
+from pipeline.repair import repair_dataset
+from pipeline.repair import summary as repair_summary
+from pipeline.run import RunReport, simulate_dataset
+from pipeline.verify import summary as verify_summary
+from pipeline.verify import verify_dataset
 
 
 def plan(
@@ -27,8 +34,7 @@ def plan(
         json: Print the plan as JSON.
     """
     result = make_plan(config, seconds, train_events_per_second, scratch)
-    print(json_format.dumps(asdict(result)) if json else summary(result))
-    sys.stdout.flush()
+    _say(json_format.dumps(asdict(result)) if json else plan_summary(result))
     return 0
 
 
@@ -37,28 +43,95 @@ def simulate(*, config: DatasetConfig, out: str, json: bool = False) -> int:
 
     Args:
         config: What to simulate, and where.
-        out: Folder of the data set.
+        out: The data set: a folder, or a URL such as s3://bucket/events.zarr.
         json: Print the report as JSON.
     """
     report = simulate_dataset(config, out)
+    rejected = (
+        f"{report.rejected} draws outside the SNR window or a constraint, or without a waveform"
+    )
+    return _after_writing(report, json, "simulate", "simulated", f", {rejected}")
+
+
+def recode(data: str, /, *, config: RecodeConfig, out: str, json: bool = False) -> int:
+    """Write the events of a data set once more, in another encoding.
+
+    Args:
+        data: The data set to read.
+        config: Into what, and where the work is done.
+        out: The new data set.
+        json: Print the report as JSON.
+    """
+    report = recode_dataset(config, data, out)
+    return _after_writing(report, json, "recode", "recoded", "")
+
+
+def verify(
+    data: str,
+    /,
+    *,
+    cluster: ClusterConfig = ClusterConfig(),  # noqa: B008  # frozen
+    quick: bool = False,
+    json: bool = False,
+) -> int:
+    """Find every byte of a data set that is damaged or missing.
+
+    Args:
+        data: The data set.
+        cluster: Where its shards are read.
+        quick: Look only at the presence and length of files.
+        json: Print the findings as JSON.
+    """
+    report = verify_dataset(data, cluster, quick)
+    _say(json_format.dumps(asdict(report)) if json else verify_summary(report))
+    return 1 if report.findings else 0
+
+
+def repair(
+    data: str,
+    /,
+    *,
+    cluster: ClusterConfig = ClusterConfig(),  # noqa: B008  # frozen
+    accept: bool = False,
+    json: bool = False,
+) -> int:
+    """Simulate damaged or missing shards again, bit for bit, and restore metadata.
+
+    Args:
+        data: The data set.
+        cluster: Where shards are simulated.
+        accept: Take shards whose bytes differ from the recorded ones, and record that.
+        json: Print the report as JSON.
+    """
+    report = repair_dataset(data, cluster, accept)
+    _say(json_format.dumps(asdict(report)) if json else repair_summary(report))
+    return 1 if report.remaining else 0
+
+
+def _after_writing(report: RunReport, json: bool, verb: str, done: str, rest: str) -> int:
+    """Say what a run wrote; the exit code says whether its shards pass their checks."""
     if json:
-        print(json_format.dumps(asdict(report)))
+        _say(json_format.dumps(asdict(report)))
     elif report.simulated == 0:
-        print(f"{report.out}: complete, all {report.events:,} events were there")
+        _say(f"{report.out}: complete, all {report.events:,} events were there")
     else:
-        print(
-            f"{report.out}: complete, {report.simulated:,} of {report.events:,} events simulated "
+        _say(
+            f"{report.out}: complete, {report.simulated:,} of {report.events:,} events {done} "
             f"in {report.seconds:.1f} s by {report.workers} workers "
             f"({report.simulated / report.seconds:.1f} events/s, "
-            f"{report.core_seconds / report.simulated:.4f} core-seconds an event), "
-            f"{report.rejected} draws outside the SNR window or a constraint, or without a waveform"
+            f"{report.core_seconds / report.simulated:.4f} core-seconds an event, "
+            f"{report.bytes / report.simulated / 1e3:.1f} kB an event){rest}"
         )
-    sys.stdout.flush()
     if report.failed_checks:
         print(
-            f"strainflow simulate: {report.failed_checks} shards do not pass a check, "
+            f"strainflow {verb}: {report.failed_checks} shards do not pass a check, "
             f"`strainflow info {report.out}` names them",
             file=sys.stderr,
         )
         return 1
     return 0
+
+
+def _say(text: str) -> None:
+    print(text)
+    sys.stdout.flush()

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 
 from pipeline.cluster import ClusterConfig
 from pipeline.priors import PriorConfig
-from storage.encodings import encoding_named
+from storage.encodings import certified, encoding_named
 from storage.errors import InputError
 
 
@@ -277,20 +277,24 @@ class DatasetConfig(SimulationConfig):
 
     Args:
         events: Number of events.
-        encoding: How strain is stored: float32, float16, int16, or int8, which holds 15.9 sigma:
-            set network_snr.maximum to 100 or less.
+        encoding: How strain is stored: float32, float16, int16, or int8 (which holds 15.9 sigma),
+            each also with +blosc, such as int8+blosc; where none is given, the smallest that keeps
+            max_snr_loss.
+        max_snr_loss: The largest share of its SNR that any event may lose by being stored; where
+            neither this nor an encoding is given, 1e-3 with noise and 1e-4 without.
         events_per_shard: Events in one file.
         cluster: Where the work is done.
     """
 
     events: int
-    encoding: str = "float32"
+    encoding: str | None = None
+    max_snr_loss: float | None = None
     events_per_shard: int = 512
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        encoding_named(self.encoding)
+        certified(encoding_named(self.encoding or "float32"), self.max_snr_loss)
         for name in ("events", "events_per_shard"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: got {getattr(self, name)}, at least 1 is needed")

@@ -23,6 +23,7 @@ from storage.dataset import read_psd, read_schema
 from storage.encodings import Encoding
 from storage.schema import Schema, shard_files
 from storage.shard import ShardReader
+from storage.urls import Store, store_of
 
 CLOSED = 1e-5  # of a response tensor's norm; LAL's E1, E2, E3 reach 1.4e-7
 LARGEST_SHARE = 1e-4  # of the norm of a signal without noise; sound events reach 2e-5
@@ -155,11 +156,11 @@ def noise_scores(
     return scores
 
 
-def check_shard(folder: Path, shard: int, events: int = 4) -> NullStreamReport | None:
+def check_shard(url: str | Path | Store, shard: int, events: int = 4) -> NullStreamReport | None:
     """Look at the null stream of a stored shard's loudest events.
 
     Args:
-        folder: The data set.
+        url: The data set.
         shard: Number of the shard; the shard's manifest need not be there yet.
         events: How many events to look at.
 
@@ -170,15 +171,16 @@ def check_shard(folder: Path, shard: int, events: int = 4) -> NullStreamReport |
     Raises:
         DamagedDataError: A file of the shard is missing or damaged.
     """
-    schema = read_schema(folder)
+    store = store_of(url)
+    schema = read_schema(store)
     detectors = [Detector.from_dict(item) for item in schema.provenance["detectors"]]
-    places = closed_triangle(detectors, read_psd(folder))
+    places = closed_triangle(detectors, read_psd(store))
     if places is None:
         return None
     triangle = [detectors[place] for place in places]
     paths, numbers = shard_files(shard), schema.events_of(shard)
     parameters, snrs = (
-        np.fromfile(folder / paths[name], "<f8").reshape(schema.events_per_shard, -1)
+        np.frombuffer(store.read(paths[name]), "<f8").reshape(schema.events_per_shard, -1)
         for name in ("parameters", "optimal_snr")
     )
     loudness = np.linalg.norm(snrs[: len(numbers)], axis=1)
@@ -191,7 +193,7 @@ def check_shard(folder: Path, shard: int, events: int = 4) -> NullStreamReport |
     loudest = loudest[loudness[loudest] > 0]
     if not len(loudest):
         return None
-    reader = ShardReader(folder / paths["strain"], schema.events_per_shard)
+    reader = ShardReader(store, paths["strain"], schema.events_per_shard, schema.encoding)
     codes = np.empty(schema.strain_shape, schema.encoding.dtype)
     found: list[tuple[float, int]] = []
     for row in loudest:

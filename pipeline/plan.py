@@ -21,6 +21,7 @@ from storage.errors import InputError
 from storage.manifest import manifest_path
 from storage.progress import progress_bar
 from storage.schema import shard_files
+from storage.urls import Store
 from storage.writer import dataset_size
 
 # Of the calibration: as many as in a second, so that the slowest waveform is measured too.
@@ -39,6 +40,7 @@ class Calibration:
         seconds: Wall time of these [s].
         core_seconds: CPU time of these [s].
         draws: Draws that these took.
+        payload: Mean bytes of an event's strain in a shard, with what surrounds it.
         start: Until every worker had done its first shard [s].
         workers: On this machine.
     """
@@ -47,6 +49,7 @@ class Calibration:
     seconds: float
     core_seconds: float
     draws: int
+    payload: float
     start: float
     workers: int
 
@@ -117,7 +120,8 @@ def make_plan(
     workers = config.cluster.worker_count or measured.workers
     # Cores of other machines are taken to be as fast as these, when as many of them are busy.
     rate = measured.events / measured.seconds * workers / measured.workers
-    total, files = dataset_size(schema)
+    payload = round(measured.payload) if schema.encoding.compressed else schema.event_bytes
+    total, files = dataset_size(schema, measured.payload if schema.encoding.compressed else None)
     return Plan(
         events=schema.events,
         shards=schema.shards,
@@ -127,11 +131,11 @@ def make_plan(
         hours=(measured.start + schema.events / rate) / 3600,
         bytes=total,
         files=files,
-        bytes_per_event=schema.event_bytes,
+        bytes_per_event=payload,
         accepted=measured.events / measured.draws,
         train_events_per_second=train_events_per_second,
         epoch_hours=schema.events / train_events_per_second / 3600,
-        read_bytes_per_second=schema.event_bytes * train_events_per_second,
+        read_bytes_per_second=payload * train_events_per_second,
         wraparound=measure_wraparound(simulator, WRAPAROUND_DRAWS),
         calibration=measured,
     )
@@ -150,26 +154,27 @@ def calibrate(
     )
     schema = describe_dataset(small, simulator)
     with tempfile.TemporaryDirectory(prefix="strainflow-plan-", dir=scratch) as temporary:
-        folder = create_dataset(Path(temporary) / "events.zarr", schema, simulator.psd)
-        task = partial(simulate_shard, folder)
+        store = create_dataset(Path(temporary) / "events.zarr", schema, simulator.psd)
+        task = partial(simulate_shard, store.address)
         with (
             connect(here, Path(temporary)) as cluster,
             closing(map_window(cluster, task, range(schema.shards), here.patience)) as reports,
         ):
-            return _measure(reports, folder, here.worker_count, seconds)
+            return _measure(reports, store, here.worker_count, seconds)
 
 
 def _measure(
-    reports: Iterator[ShardReport], folder: Path, workers: int, seconds: float
+    reports: Iterator[ShardReport], store: Store, workers: int, seconds: float
 ) -> Calibration:
     """Count what is done between the first shard of the last worker and the end of the time."""
     warm = set[int]()
     events = draws = 0
     core_seconds = start = passed = 0.0
+    strain = 0
     begin = time.perf_counter()
     with progress_bar(math.ceil(seconds), "s") as bar:
         for report in reports:
-            _remove_shard(folder, report.shard)
+            written = _take_shard_away(store, report.shard)
             passed = time.perf_counter() - begin
             bar.update(min(int(passed), math.ceil(seconds)) - bar.n)
             if len(warm) < workers:
@@ -179,9 +184,12 @@ def _measure(
             events += report.events
             draws += report.events + sum(report.rejected.values())
             core_seconds += report.core_seconds
+            strain += written
             if passed > seconds:
                 break
-    return Calibration(events, passed - start, core_seconds, draws, start, workers)
+    return Calibration(
+        events, passed - start, core_seconds, draws, strain / max(events, 1), start, workers
+    )
 
 
 def _events_in(seconds: float, simulator: Simulator) -> int:
@@ -192,10 +200,13 @@ def _events_in(seconds: float, simulator: Simulator) -> int:
     return max(1, min(MOST_EVENTS_PER_SHARD, int(seconds / passed)))
 
 
-def _remove_shard(folder: Path, shard: int) -> None:
-    for path in shard_files(shard).values():
-        (folder / path).unlink()
-    manifest_path(folder, shard).unlink()
+def _take_shard_away(store: Store, shard: int) -> int:
+    """Remove a shard; return how many bytes its strain took."""
+    paths = shard_files(shard)
+    strain = store.length(paths["strain"]) or 0
+    for path in (*paths.values(), manifest_path(shard)):
+        store.remove(path)
+    return strain
 
 
 def summary(plan: Plan) -> str:

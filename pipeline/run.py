@@ -1,8 +1,8 @@
 """A data set on Dask: which shards are missing, one task each, and the way back from anything.
 
 The data set itself is the state of the run: a shard is done when its manifest is there. A task is
-the name of a folder and the number of a shard; the worker reads the physics from the data set's own
-metadata, so that what is simulated is what is recorded.
+the URL of a data set and the number of a shard; the worker reads the physics from the data set's
+own metadata, so that what is simulated is what is recorded.
 """
 
 import os
@@ -10,16 +10,17 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.cluster import connect
+from pipeline.cluster import ClusterConfig, connect
 from pipeline.config import (
     DatasetConfig,
     simulation_from_dict,
@@ -31,23 +32,32 @@ from pipeline.memory import keep_freed_memory
 from pipeline.null_stream import check_shard
 from pipeline.prior_text import describe
 from pipeline.priors import PARAMETERS
+from pipeline.promise import encoding_of
 from pipeline.runlog import RunLog, ShardReport
 from pipeline.simulate import Simulator
 from pipeline.window import map_window
 from storage.dataset import create_dataset, read_psd, read_schema
-from storage.encodings import encoding_named
+from storage.encodings import Encoding
 from storage.errors import InputError
-from storage.files import only_writer, remove_partial_files
-from storage.manifest import first_problem, iterate_manifests, manifest_path
+from storage.local import LocalStore
+from storage.manifest import (
+    Manifest,
+    dataset_identity,
+    first_problem,
+    iterate_manifests,
+    manifest_path,
+)
 from storage.progress import progress_bar
-from storage.schema import GROUP_METADATA, Parameter, Schema
-from storage.urls import local_folder
+from storage.schema import Event, Parameter, Schema
+from storage.urls import Store, store_of
 from storage.writer import write_shard
 
 NULL_STREAM_EVENTS = 2  # the loudest of a shard: 4 ms each
 
 # LALSimulation holds Python's lock: a worker with several threads gains nothing by taking turns.
 _one_at_a_time = threading.Lock()
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -90,63 +100,100 @@ class RunReport:
         return f"{cost:.4f} core-s/event, {self.bytes / 1e9:.2f} GB"
 
 
-def simulate_dataset(config: DatasetConfig, out: str | Path) -> RunReport:
+def simulate_dataset(config: DatasetConfig, out: str | Path | Store) -> RunReport:
     """Simulate a data set, or what is missing of it.
 
     Args:
         config: What to simulate, and where.
-        out: The data set's folder.
+        out: The data set: a folder, or a URL of fsspec's.
 
     Raises:
-        InputError: The configuration is impossible, or the folder holds something else.
+        InputError: The configuration is impossible, or the place holds something else.
         KeyboardInterrupt: After everything was stopped; finished shards stay.
     """
     simulator = Simulator.from_config(config.simulation)
-    folder = local_folder(out)
-    if folder.is_file():
-        raise InputError(f"{folder}: is a file; give the name of a folder to create")
-    with only_writer(folder):
-        return _complete(config, simulator, folder)
+    store = store_of(out)
+    refuse_a_file(store)
+    with store.only_writer():
+        schema = describe_dataset(config, simulator)
+        create_dataset(store, schema, simulator.psd)
+        return complete(store, schema, config.cluster, simulate_shard)
 
 
-def _complete(config: DatasetConfig, simulator: Simulator, folder: Path) -> RunReport:
-    """Simulate the shards that are missing or damaged."""
-    schema = describe_dataset(config, simulator)
-    create_dataset(folder, schema, simulator.psd)
-    remove_partial_files(folder)
-    present = _sound_shards(folder, schema)
-    report = RunReport(str(folder), schema.events)
+def refuse_a_file(store: Store) -> None:
+    """Refuse a file in place of a folder.
+
+    Raises:
+        InputError: There is one.
+    """
+    if isinstance(store, LocalStore) and store.folder.is_file():
+        raise InputError(f"{store.url}: is a file; give the name of a folder to create")
+
+
+def complete(
+    store: Store,
+    schema: Schema,
+    cluster: ClusterConfig,
+    task: Callable[[str, int], ShardReport],
+) -> RunReport:
+    """Have the shards written that are missing or damaged, by whoever holds the place.
+
+    Args:
+        store: The data set.
+        schema: What it is.
+        cluster: Where the work is done.
+        task: Writes a shard, given the data set's URL and the shard's number.
+    """
+    store.remove_partial_files()
+    present = _sound_shards(store, schema)
+    report = RunReport(store.url, schema.events)
     if len(present) < schema.shards:
         missing = (shard for shard in range(schema.shards) if shard not in present)
         done = sum(len(schema.events_of(shard)) for shard in present)
-        log = RunLog.of(folder)
-        with connect(config.cluster, log.folder) as cluster:
-            print(f"Dask dashboard: {cluster.client.dashboard_link}", file=sys.stderr)
-            task = partial(simulate_shard, folder.absolute())
-            workers = set()
-            start = time.perf_counter()
-            with progress_bar(schema.events, "event", done) as bar:
-                for shard in map_window(cluster, task, missing, config.cluster.patience):
-                    report.add(shard)
-                    report.seconds = time.perf_counter() - start
-                    log.add(shard)
-                    workers.add((shard.host, shard.process))
-                    bar.set_postfix_str(report.rates(), refresh=False)
-                    bar.update(shard.events)
-            report.workers = len(workers)
+        log = RunLog(store.beside)
+        workers = set()
+        with progress_bar(schema.events, "event", done) as bar:
+            reports = on_workers(cluster, store, partial(task, store.address), missing)
+            for seconds, shard in reports:
+                report.add(shard)
+                report.seconds = seconds
+                log.add(shard)
+                workers.add((shard.host, shard.process))
+                bar.set_postfix_str(report.rates(), refresh=False)
+                bar.update(shard.events)
+        report.workers = len(workers)
         # Left by workers that were killed, or given up by the scheduler.
-        remove_partial_files(folder)
+        store.remove_partial_files()
     return report
 
 
-def _sound_shards(folder: Path, schema: Schema) -> set[int]:
+def on_workers(
+    cluster: ClusterConfig, store: Store, task: Callable[[int], Result], shards: Iterable[int]
+) -> Iterator[tuple[float, Result]]:
+    """Do a task for each of some shards, on Dask; gives the time since the start [s], and results.
+
+    Args:
+        cluster: Where.
+        store: The data set; jobs leave what they print beside it.
+        task: Of one shard.
+        shards: Their numbers.
+    """
+    with connect(cluster, store.beside) as connected:
+        print(f"Dask dashboard: {connected.client.dashboard_link}", file=sys.stderr)
+        start = time.perf_counter()
+        for result in map_window(connected, task, shards, cluster.patience):
+            yield time.perf_counter() - start, result
+
+
+def _sound_shards(store: Store, schema: Schema) -> set[int]:
     """The shards that are there; what is damaged no longer counts as finished."""
     present = set()
-    for manifest in iterate_manifests(folder, schema):
-        if first_problem(folder, manifest) is None:
+    length_of = store.lengths()
+    for manifest in iterate_manifests(store, schema):
+        if first_problem(store, manifest, length_of) is None:
             present.add(manifest.shard)
         else:
-            manifest_path(folder, manifest.shard).unlink()
+            store.remove(manifest_path(manifest.shard))
     return present
 
 
@@ -160,7 +207,7 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
         detectors=tuple(detector.name for detector in simulator.detectors),
         samples=segment.samples,
         sample_rate=segment.sample_rate,
-        encoding=encoding_named(config.encoding),
+        encoding=encoding_of(config, simulator),
         noisy=config.noise != "none",
         parameters=tuple(
             Parameter(
@@ -185,33 +232,78 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
     )
 
 
-def simulate_shard(folder: Path, shard: int) -> ShardReport:
-    """Simulate and write one shard; the task of a worker."""
+def simulate_shard(
+    url: str,
+    shard: int,
+    approve: Callable[[Manifest], Manifest] = lambda manifest: manifest,
+) -> ShardReport:
+    """Simulate and write one shard; the task of a worker.
+
+    Args:
+        url: The data set.
+        shard: Its number.
+        approve: As for `write_shard`.
+    """
     keep_freed_memory()
-    identity = (folder / GROUP_METADATA).read_bytes()
-    with _one_at_a_time:
-        simulator, schema = _simulator_of_dataset(folder, identity)
-        start, cpu_start = time.perf_counter(), time.process_time()
-        events = simulator.events(schema.events_of(shard))
-        manifest = write_shard(folder, schema, shard, events, partial(_checks, folder, shard))
-        cpu_end, end = time.process_time(), time.perf_counter()
-    return ShardReport(
-        shard=shard,
+    identity = dataset_identity(url)
+    with _one_at_a_time, reported() as report:
+        simulator, schema = _simulator_of_dataset(url, identity)
+        events = as_recoded(simulator.events(schema.events_of(shard)), schema)
+        return report(
+            write_shard(url, schema, shard, events, partial(checks_of, url, shard), approve)
+        )
+
+
+def simulator_of_dataset(url: str) -> tuple[Simulator, Schema]:
+    """The simulator of a data set's events, and what the data set is.
+
+    Raises:
+        InputError: A library here has another version than the data set says.
+    """
+    return _simulator_of_dataset(url, dataset_identity(url))
+
+
+def as_recoded(events: Iterable[Event], schema: Schema) -> Iterator[Event]:
+    """Events as those data sets held them from which this one was recoded, the first one first."""
+    earlier = list(encodings_before(schema))
+    for event in events:
+        strain = event.strain
+        for encoding in earlier:
+            strain = encoding.decode(encoding.encode(strain, event.number, schema.noisy))
+        yield replace(event, strain=strain)
+
+
+def encodings_before(schema: Schema) -> Iterator[Encoding]:
+    """The encodings of the data sets from which one was recoded, the first one first."""
+    before = schema.provenance.get("recoded_from")
+    chain = []
+    while before is not None:
+        chain.append(Encoding(**before["encoding"]))
+        before = before.get("recoded_from")
+    yield from reversed(chain)
+
+
+@contextmanager
+def reported() -> Iterator[Callable[[Manifest], ShardReport]]:
+    """Time what a worker does for a shard; gives what turns its manifest into the report."""
+    start, cpu_start = time.perf_counter(), time.process_time()
+    yield lambda manifest: ShardReport(
+        shard=manifest.shard,
         events=manifest.events,
-        bytes=sum(facts["bytes"] for facts in manifest.files.values()),
+        bytes=manifest.bytes,
         rejected=manifest.rejected,
         failed_checks=tuple(name for name, found in manifest.checks.items() if not found["passed"]),
-        core_seconds=cpu_end - cpu_start,
-        seconds=end - start,
+        core_seconds=time.process_time() - cpu_start,
+        seconds=time.perf_counter() - start,
         worker=_worker_name(),
         host=socket.gethostname(),
         process=os.getpid(),
     )
 
 
-def _checks(folder: Path, shard: int) -> dict[str, dict[str, Any]]:
+def checks_of(url: str, shard: int) -> dict[str, dict[str, Any]]:
     """What physics can say against a shard's files; recorded in its manifest."""
-    report = check_shard(folder, shard, NULL_STREAM_EVENTS)
+    report = check_shard(url, shard, NULL_STREAM_EVENTS)
     return {} if report is None else {"null_stream": asdict(report)}
 
 
@@ -225,23 +317,23 @@ def _worker_name() -> str:
 
 
 @lru_cache(maxsize=1)
-def _simulator_of_dataset(folder: Path, identity: bytes) -> tuple[Simulator, Schema]:
+def _simulator_of_dataset(url: str, identity: str) -> tuple[Simulator, Schema]:
     """Read the physics from a data set's metadata, once a worker and content of that metadata."""
-    schema = read_schema(folder)
-    _require_same_libraries(schema.provenance["versions"], folder)
+    schema = read_schema(url)
+    _require_same_libraries(schema.provenance["versions"], url)
     provenance = schema.provenance
     detectors = tuple(Detector.from_dict(document) for document in provenance["detectors"])
     config = simulation_from_dict(provenance["configuration"])
-    return Simulator(config, detectors, read_psd(folder)), schema
+    return Simulator(config, detectors, read_psd(url)), schema
 
 
 def _library_versions() -> dict[str, str]:
     """Of all that the bits of an event come from."""
-    names = ("strainflow", "pycbc", "lalsuite", "numpy", "pyfftw", "scipy", "astropy")
+    names = ("strainflow", "pycbc", "lalsuite", "numpy", "pyfftw", "scipy", "astropy", "numcodecs")
     return {name: version(name) for name in names}
 
 
-def _require_same_libraries(recorded: Mapping[str, str], folder: Path) -> None:
+def _require_same_libraries(recorded: Mapping[str, str], url: str) -> None:
     """Refuse to write events that other libraries may round in another way.
 
     Raises:
@@ -250,7 +342,7 @@ def _require_same_libraries(recorded: Mapping[str, str], folder: Path) -> None:
     for name, here in _library_versions().items():
         if recorded.get(name) != here:
             raise InputError(
-                f"{folder}: is made with {name} {recorded.get(name)}, the worker on "
+                f"{url}: is made with {name} {recorded.get(name)}, the worker on "
                 f"{socket.gethostname()} has {here}; install the same versions there"
             )
 

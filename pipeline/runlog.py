@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
 
 LOG = "shards.jsonl"
 
@@ -52,11 +51,6 @@ class RunLog:
     """
 
     folder: Path
-
-    @classmethod
-    def of(cls, dataset: Path) -> Self:
-        """The log of a data set."""
-        return cls(dataset.with_name(dataset.name + ".log"))
 
     def add(self, report: ShardReport) -> None:
         """Append what became of a shard."""

@@ -120,7 +120,7 @@ class Simulator:
         generator = np.random.default_rng(0)
         reason = None
         for _ in range(MOST_TRIALS):
-            parameters = self._draw_allowed(0, generator, Counter())
+            parameters = self.draw_allowed(0, generator, Counter())
             try:
                 polarisations(parameters, waveform, self.config.segment)
             except WaveformError as error:
@@ -193,7 +193,7 @@ class Simulator:
         rejected, snrs = Counter[str](), []
         for _ in range(MOST_DRAWS):
             if shared is None:
-                parameters = self._draw_allowed(number, generator, rejected)
+                parameters = self.draw_allowed(number, generator, rejected)
                 try:
                     waves = self.waves(parameters)
                 except WaveformError:
@@ -260,7 +260,7 @@ class Simulator:
             for (name, prior), number in zip(self._priors.items(), uniform, strict=True)
         }
 
-    def _draw_allowed(
+    def draw_allowed(
         self, number: int, generator: np.random.Generator, rejected: Counter[str]
     ) -> dict[str, float]:
         """Draw until the prior's constraints are met; count the draws that do not meet them."""

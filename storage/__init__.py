@@ -4,11 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from storage.blosc import decode_strain
     from storage.dataset import open_dataset
     from storage.errors import DamagedDataError, InputError
     from storage.stream import Batch, EventStream
 
-__all__ = ["Batch", "DamagedDataError", "EventStream", "InputError", "open_dataset"]
+__all__ = [
+    "Batch",
+    "DamagedDataError",
+    "EventStream",
+    "InputError",
+    "decode_strain",
+    "open_dataset",
+]
 
 # Resolved when asked for: the stream brings webdataset along, and that brings torch where it is
 # installed, which a worker that simulates has no use for.
@@ -17,6 +25,7 @@ _HOMES = {
     "DamagedDataError": "storage.errors",
     "EventStream": "storage.stream",
     "InputError": "storage.errors",
+    "decode_strain": "storage.blosc",
     "open_dataset": "storage.dataset",
 }
 

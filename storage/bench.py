@@ -99,7 +99,7 @@ def bench_read(config: ReadBenchConfig, url: str | Path) -> ReadBench:
         InputError: There is no data set, or an argument is impossible.
         DamagedDataError: It is not complete.
     """
-    folder = local_folder(url)
+    folder = local_folder(url, "the measurement against plain reads")
     schema = read_schema(folder)
     require_complete(folder, schema)
     stream = EventStream(folder, batch_size=config.batch_size, threads=config.threads)

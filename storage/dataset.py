@@ -5,28 +5,33 @@ depends on when, where or in what order they were written.
 """
 
 import hashlib
-import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import blake3
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 from storage.arrays import Array
+from storage.documents import parse_json
 from storage.errors import DamagedDataError, InputError
-from storage.files import read_json, write_atomically
-from storage.manifest import has_finished_shards, require_complete
+from storage.local import LocalStore
+from storage.manifest import (
+    finished_shards,
+    has_finished_shards,
+    read_manifest,
+    require_complete,
+    require_sound,
+)
+from storage.metadata import dataset_files, schema_from_metadata
 from storage.schema import (
     GROUP_METADATA,
     PSD_CHUNK,
     Schema,
-    dataset_files,
-    schema_from_metadata,
     shard_files,
 )
-from storage.urls import local_folder
+from storage.urls import Store, store_of
 
 if TYPE_CHECKING:
     import xarray
@@ -36,109 +41,116 @@ ARRAYS = (*SHARD_ARRAYS, "psd")
 
 
 def create_dataset(
-    url: str | Path, schema: Schema, psd: Float[Array, "detector frequency"]
-) -> Path:
+    url: str | Path | Store, schema: Schema, psd: Float[Array, "detector frequency"]
+) -> Store:
     """Create an empty data set, or accept one that was created from the same facts.
 
     One without a finished shard holds nothing that could be lost: it is created anew.
 
     Args:
-        url: The folder.
+        url: Where.
         schema: What the data set is.
         psd: One-sided PSD of each detector [1/Hz].
 
-    Returns:
-        The folder.
-
     Raises:
-        InputError: The folder holds something else, or a data set of another configuration.
+        InputError: The place holds something else, or a data set of another configuration.
     """
-    folder = local_folder(url)
+    store = store_of(url)
     files = dataset_files(schema, psd)
-    if (folder / GROUP_METADATA).exists() and not _holds_nothing_yet(folder):
-        _refuse_another_configuration(folder, files[GROUP_METADATA])
+    if _is_of_finished_shards(store, schema, files[GROUP_METADATA]):
         for path, content in files.items():  # those that were lost or altered since
-            if not (folder / path).is_file() or (folder / path).read_bytes() != content:
-                write_atomically(folder / path, content)
-        return folder
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; give the name of a folder to create")
-    if folder.is_dir() and (other := _foreign_entry(folder, files)):
+            (found,) = store.read_each([path])
+            if found != content:
+                store.write(path, content)
+        return store
+    if store.exists(GROUP_METADATA) and not _holds_nothing_yet(store):
+        _refuse_another_configuration(store, files[GROUP_METADATA])
+    if isinstance(store, LocalStore) and store.folder.is_file():
+        raise InputError(f"{store.url}: is a file; give the name of a folder to create")
+    if other := _foreign_entry(store, files):
         raise InputError(
-            f"{folder}: is not a data set but holds {other}; give a new or an empty folder"
+            f"{store.url}: is not a data set but holds {other}; give a new or an empty folder"
         )
-    if (folder / GROUP_METADATA).exists():  # of a run that finished no shard
+    if store.exists(GROUP_METADATA):  # of a run that finished no shard
         for name in SHARD_ARRAYS:
-            shutil.rmtree(folder / name / "c", ignore_errors=True)
-    elif has_finished_shards(folder):
+            for path in list(store.files(f"{name}/c")):
+                store.remove(path)
+    elif has_finished_shards(store):
         raise InputError(
-            f"{folder}: holds finished shards but no {GROUP_METADATA}; put that file back, or give "
-            "another --out"
+            f"{store.url}: holds finished shards but no {GROUP_METADATA}; `strainflow repair` "
+            "restores it, or give another place"
         )
     for path, content in files.items():
-        write_atomically(folder / path, content)
-    return folder
+        store.write(path, content)
+    return store
 
 
-def read_schema(url: str | Path) -> Schema:
+def read_schema(url: str | Path | Store) -> Schema:
     """Read what a data set is.
 
     Raises:
         InputError: There is no data set of ours.
         DamagedDataError: Its metadata were altered.
     """
-    folder = local_folder(url)
-    if not (folder / GROUP_METADATA).is_file():
-        raise InputError(
-            f"{folder}: no data set there (no {GROUP_METADATA}); give a folder made by "
-            "`strainflow simulate`"
-        )
-    documents = {GROUP_METADATA: read_json(folder / GROUP_METADATA)}
-    if "strainflow" in documents[GROUP_METADATA].get("attributes", {}):
-        for name in ARRAYS:
-            documents[f"{name}/zarr.json"] = read_json(folder / name / "zarr.json")
-    else:
-        documents |= {f"{name}/zarr.json": {} for name in ARRAYS}
-    try:
-        return schema_from_metadata(documents, str(folder))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise DamagedDataError(
-            f"{folder}: its metadata were altered ({error} is missing or wrong)"
-        ) from None
+    return schema_from_metadata(read_group(store_of(url)), str(url))
 
 
-def dataset_digest(url: str | Path) -> str:
+def dataset_digest(url: str | Path | Store) -> str:
     """SHA-256 of the group's metadata, which say what the data set is.
 
     Raises:
         InputError: There is no data set of ours.
     """
     read_schema(url)
-    return hashlib.sha256((local_folder(url) / GROUP_METADATA).read_bytes()).hexdigest()
+    return hashlib.sha256(store_of(url).read(GROUP_METADATA)).hexdigest()
 
 
-def read_psd(url: str | Path) -> Float[Array, "detector frequency"]:
+def read_psd(url: str | Path | Store) -> Float[Array, "detector frequency"]:
     """Read the one-sided PSD of each detector [1/Hz].
 
     Raises:
         InputError: There is no data set of ours.
         DamagedDataError: The PSD is missing, or not the one that the metadata record.
     """
-    folder = local_folder(url)
-    schema = read_schema(folder)
-    path = folder / PSD_CHUNK
-    content = path.read_bytes() if path.is_file() else b""
-    recorded = read_json(folder / "psd/zarr.json")["attributes"]["sha256"]
-    if hashlib.sha256(content).hexdigest() != recorded:
+    store = store_of(url)
+    schema, content = read_schema(store), psd_content(store)
+    if content is None:
         raise DamagedDataError(
-            f"{path}: is missing or was altered (its SHA-256 is not {recorded[:12]}...); run the "
-            "same `strainflow simulate` again to restore it"
+            f"{store.where(PSD_CHUNK)}: is missing or was altered (it has not the SHA-256 that the "
+            "metadata record); `strainflow repair` restores it"
         )
     return np.frombuffer(content, "<f8").reshape(len(schema.detectors), schema.frequencies)
 
 
-def open_dataset(url: str | Path) -> "xarray.Dataset":
+def psd_content(url: str | Path | Store, group: bytes | None = None) -> bytes | None:
+    """The bytes of the PSD; None where they are missing, or not those that the metadata record.
+
+    Args:
+        url: The data set.
+        group: The group's metadata, where they are at hand.
+    """
+    store = store_of(url)
+    (content,) = store.read_each([PSD_CHUNK])
+    document = read_group(store) if group is None else parse_json(group, "")
+    return content if content is not None and is_recorded_psd(content, document) else None
+
+
+def is_recorded_psd(content: bytes, group: Mapping[str, Any]) -> bool:
+    """Whether these are the bytes of the PSD of a group with these metadata."""
+    try:
+        recorded = group["consolidated_metadata"]["metadata"]["psd"]["attributes"]["sha256"]
+    except (KeyError, TypeError):
+        return False
+    return bool(hashlib.sha256(content).hexdigest() == recorded)
+
+
+def open_dataset(url: str | Path | Store, growing: bool = False) -> "xarray.Dataset":
     """Open a data set with labels, decoded to sigma, reading nothing until it is asked for.
+
+    Args:
+        url: The data set.
+        growing: Whether shards may be missing: what is opened are then the events of the shards
+            that are finished now, and the coordinate `event` says which.
 
     Returns:
         Variables `strain` (event, detector, time) [sigma], `parameters` (event, parameter),
@@ -150,23 +162,31 @@ def open_dataset(url: str | Path) -> "xarray.Dataset":
     """
     import xarray  # takes a second, and workers that only write do not need it
 
-    folder = local_folder(url)
-    schema = read_schema(folder)
-    require_complete(folder, schema)
-    dataset = xarray.open_zarr(folder, chunks=None, mask_and_scale=False)
+    store = store_of(url)
+    schema = read_schema(store)
+    shards = require_sound(store, schema, growing)
+    dataset = xarray.open_zarr(store.url, chunks=None, mask_and_scale=False)
     attributes = dataset["strain"].attrs
     if "scale_factor" in attributes:  # a float in JSON, with which xarray would decode to float64
         attributes["scale_factor"] = np.float32(attributes["scale_factor"])
-    return xarray.decode_cf(dataset).assign_coords(
+    labelled = xarray.decode_cf(dataset).assign_coords(
         event=np.arange(schema.events),
         detector=list(schema.detectors),
         time=np.arange(schema.samples) / schema.sample_rate,
         parameter=list(schema.parameter_names),
         frequency=np.arange(schema.frequencies) * schema.frequency_step,
     )
+    if len(shards) < schema.shards:
+        labelled = labelled.isel(event=events_of_shards(schema, shards))
+    return labelled
 
 
-def read_parameters(url: str | Path) -> Float[Array, "event parameter"]:
+def events_of_shards(schema: Schema, shards: list[int]) -> Int64[Array, "event"]:
+    """The numbers of the events in some shards, in order."""
+    return np.concatenate([np.asarray(schema.events_of(shard)) for shard in shards])
+
+
+def read_parameters(url: str | Path | Store) -> Float[Array, "event parameter"]:
     """Read the whole table of parameters, in the order of the schema's parameters.
 
     Raises:
@@ -176,7 +196,7 @@ def read_parameters(url: str | Path) -> Float[Array, "event parameter"]:
     return _read_table(url, "parameters")
 
 
-def read_optimal_snr(url: str | Path) -> Float[Array, "event detector"]:
+def read_optimal_snr(url: str | Path | Store) -> Float[Array, "event detector"]:
     """Read the optimal SNR of every event in each detector.
 
     Raises:
@@ -186,38 +206,71 @@ def read_optimal_snr(url: str | Path) -> Float[Array, "event detector"]:
     return _read_table(url, "optimal_snr")
 
 
-def _read_table(url: str | Path, name: str) -> Float[Array, "event column"]:
-    folder = local_folder(url)
-    schema = read_schema(folder)
-    require_complete(folder, schema)
-    chunks = [
-        np.fromfile(folder / shard_files(shard)[name], "<f8").reshape(schema.events_per_shard, -1)
-        for shard in range(schema.shards)
-    ]
-    table: Array = np.concatenate(chunks)[: schema.events]
-    return table
+def _read_table(url: str | Path | Store, name: str) -> Float[Array, "event column"]:
+    store = store_of(url)
+    schema = read_schema(store)
+    require_complete(store, schema)
+    paths = [shard_files(shard)[name] for shard in range(schema.shards)]
+    chunks = [np.frombuffer(content or b"", "<f8") for content in store.read_each(paths)]
+    table: Array = np.concatenate(chunks).reshape(schema.shards * schema.events_per_shard, -1)
+    return table[: schema.events]
 
 
-def _holds_nothing_yet(folder: Path) -> bool:
-    """Whether a folder is a data set of ours without a finished shard."""
-    attributes = read_json(folder / GROUP_METADATA).get("attributes", {})
-    return "strainflow" in attributes and not has_finished_shards(folder)
+def read_group(url: str | Path | Store) -> dict[str, Any]:
+    """Read the group's metadata as they are.
 
-
-def _foreign_entry(folder: Path, files: Mapping[str, bytes]) -> str | None:
-    """The first entry of a folder that creating a data set could not have left there."""
-    ours = {path.split("/")[0] for path in files} | {GROUP_METADATA + ".partial"}
-    return next((path.name for path in sorted(folder.iterdir()) if path.name not in ours), None)
-
-
-def _refuse_another_configuration(folder: Path, wanted: bytes) -> None:
-    path = folder / GROUP_METADATA
-    if path.read_bytes() != wanted:
-        difference = _first_difference(read_json(path), json.loads(wanted))
+    Raises:
+        InputError: There are none.
+        DamagedDataError: They are no JSON.
+    """
+    store = store_of(url)
+    (content,) = store.read_each([GROUP_METADATA])
+    if content is None:
         raise InputError(
-            f"{folder}: holds a data set of another configuration ({difference}); give another "
-            "--out, or the configuration that it was made with"
+            f"{store.url}: no data set there (no {GROUP_METADATA}); give a folder made by "
+            "`strainflow simulate`"
         )
+    return parse_json(content, store.where(GROUP_METADATA))
+
+
+def _holds_nothing_yet(store: Store) -> bool:
+    """Whether there is a data set of ours without a finished shard."""
+    attributes = read_group(store).get("attributes", {})
+    return "strainflow" in attributes and not has_finished_shards(store)
+
+
+def _is_of_finished_shards(store: Store, schema: Schema, wanted: bytes) -> bool:
+    """Whether there are finished shards, and group metadata with these bytes are theirs."""
+    shards = finished_shards(store, schema)
+    if not shards:
+        return False
+    if (recorded := recorded_identity(store, schema, shards)) is not None:
+        return recorded == blake3.blake3(wanted).hexdigest()
+    return list(store.read_each([GROUP_METADATA])) == [wanted]
+
+
+def recorded_identity(store: Store, schema: Schema, shards: Iterable[int]) -> str | None:
+    """The digest of the group's metadata that the first manifest which can be read records."""
+    for shard in shards:
+        try:
+            return read_manifest(store, schema, shard).dataset or None
+        except DamagedDataError:
+            continue
+    return None
+
+
+def _foreign_entry(store: Store, files: Mapping[str, bytes]) -> str | None:
+    """The first entry of a place that creating a data set could not have left there."""
+    ours = {path.split("/")[0] for path in files} | {GROUP_METADATA + ".partial"}
+    return next((name for name in sorted(store.names("")) if name not in ours), None)
+
+
+def _refuse_another_configuration(store: Store, wanted: bytes) -> None:
+    difference = _first_difference(read_group(store), parse_json(wanted, ""))
+    raise InputError(
+        f"{store.url}: holds a data set of another configuration ({difference}); give another "
+        "--out, or the configuration that it was made with"
+    )
 
 
 def _first_difference(there: object, wanted: object, name: str = "") -> str:

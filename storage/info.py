@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from storage.dataset import read_schema
-from storage.manifest import first_problem, read_manifests
-from storage.urls import local_folder
+from storage.manifest import first_problem, iterate_manifests
+from storage.schema import shard_files
+from storage.urls import store_of
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class DatasetInfo:
         finished_shards: Shards that have a manifest.
         events_per_shard: Events in a shard.
         encoding: How strain is stored.
+        scale_factor: Sigma per integer step; None for floating-point encodings.
+        max_snr_loss: The largest loss that was promised; None where nothing was.
         noisy: Whether the strain holds noise.
         detectors: Their names.
         samples: Time samples of an event in each detector.
         sample_rate: [Hz].
         bytes: Of all finished shards.
-        bytes_per_event: Of an event's strain.
+        bytes_per_event: Of an event's strain, the mean where they are compressed.
         largest_snr_loss: The largest share of the SNR that the encoding took from one event.
         rejected: Draws thrown away, by reason.
         parameters: Name, unit and prior of each parameter.
@@ -46,6 +49,8 @@ class DatasetInfo:
     finished_shards: int
     events_per_shard: int
     encoding: str
+    scale_factor: float | None
+    max_snr_loss: float | None
     noisy: bool
     detectors: tuple[str, ...]
     samples: int
@@ -65,43 +70,54 @@ def describe(url: str | Path) -> DatasetInfo:
     Raises:
         InputError: There is no data set of ours.
     """
-    folder = local_folder(url)
-    schema = read_schema(folder)
-    manifests = read_manifests(folder, schema).values()
-    problems = [problem for item in manifests if (problem := first_problem(folder, item))]
-    if len(manifests) < schema.shards:
-        problems.append(
-            f"{schema.shards - len(manifests)} of {schema.shards} shards are missing; run the same "
-            "`strainflow simulate` again to complete it"
-        )
-    complete = not problems
+    store = store_of(url)
+    schema = read_schema(store)
+    problems, failed = list[str](), list[str]()
     rejected, passed, done = Counter[str](), Counter[str](), Counter[str]()
-    for item in manifests:
+    shards = events = total = payloads = 0
+    largest = 0.0
+    length_of = None
+    for item in iterate_manifests(store, schema):  # one at a time: there may be 200,000
+        length_of = length_of or store.lengths()
+        if problem := first_problem(store, item, length_of):
+            problems.append(problem)
+        shards, events, total = shards + 1, events + item.events, total + item.bytes
+        payloads += item.files[shard_files(item.shard)["strain"]]["bytes"]
+        largest = max(largest, item.largest_snr_loss)
         rejected.update(item.rejected)
         done.update(item.checks.keys())
         passed.update(name for name, found in item.checks.items() if found["passed"])
-        problems += [
+        failed += [
             f"shard {item.shard} does not pass its check {name}: {found}"
             for name, found in item.checks.items()
             if not found["passed"]
         ]
+    if shards < schema.shards:
+        problems.append(
+            f"{schema.shards - shards} of {schema.shards} shards are missing; run the same "
+            "`strainflow simulate` again to complete it"
+        )
     return DatasetInfo(
-        data=str(folder),
-        complete=complete,
-        problems=problems,
+        data=store.url,
+        complete=not problems,
+        problems=problems + failed,
         events=schema.events,
-        finished_events=sum(item.events for item in manifests),
+        finished_events=events,
         shards=schema.shards,
-        finished_shards=len(manifests),
+        finished_shards=shards,
         events_per_shard=schema.events_per_shard,
         encoding=schema.encoding.name,
+        scale_factor=schema.encoding.scale_factor,
+        max_snr_loss=schema.encoding.max_snr_loss,
         noisy=schema.noisy,
         detectors=schema.detectors,
         samples=schema.samples,
         sample_rate=schema.sample_rate,
-        bytes=sum(facts["bytes"] for item in manifests for facts in item.files.values()),
-        bytes_per_event=schema.event_bytes,
-        largest_snr_loss=max((item.largest_snr_loss for item in manifests), default=0.0),
+        bytes=total,
+        bytes_per_event=round(payloads / events)
+        if schema.encoding.compressed and events
+        else schema.event_bytes,
+        largest_snr_loss=largest,
         rejected=dict(rejected),
         checks={name: {"shards": done[name], "passed": passed[name]} for name in sorted(done)},
         parameters=[
@@ -128,8 +144,9 @@ def summary(facts: DatasetInfo) -> str:
         f"  strain      {', '.join(facts.detectors)} x {facts.samples:,} samples at "
         f"{facts.sample_rate:g} Hz ({facts.samples / facts.sample_rate:g} s), "
         f"{'signal and noise' if facts.noisy else 'signals without noise'}",
-        f"  encoding    {facts.encoding}, {facts.bytes_per_event:,} bytes an event, "
-        f"largest SNR loss {facts.largest_snr_loss:.2g}",
+        f"  encoding    {facts.encoding}{_step(facts)}, {facts.bytes_per_event:,} bytes an event, "
+        f"largest SNR loss {facts.largest_snr_loss:.2g}"
+        + (f" of {facts.max_snr_loss:g} promised" if facts.max_snr_loss is not None else ""),
         f"  waveform    {', '.join(_settings(waveform))}",
         f"  seed        {facts.provenance.get('seed')}; draws thrown away: {rejected or 'none'}",
         *(
@@ -145,6 +162,10 @@ def summary(facts: DatasetInfo) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _step(facts: DatasetInfo) -> str:
+    return f" in steps of {facts.scale_factor:g} sigma" if facts.scale_factor is not None else ""
 
 
 def _settings(section: Mapping[str, Any]) -> list[str]:

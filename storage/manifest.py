@@ -3,14 +3,21 @@
 A shard's manifest is written last, so that it marks the shard as complete.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import blake3
+
+from storage.documents import SEAL, parse_json, sealed_json
 from storage.errors import DamagedDataError
-from storage.files import read_json, write_atomically
-from storage.schema import GROUP_METADATA, MANIFEST_FOLDER, Schema, canonical_json
+from storage.schema import GROUP_METADATA, MANIFEST_FOLDER, Schema, shard_files
+from storage.urls import Store, store_of
+
+_NAME = re.compile(r"(\d{6,18})\.json")
 
 
 @dataclass(frozen=True)
@@ -24,8 +31,13 @@ class Manifest:
         files: Length in bytes and BLAKE3 digest of each of its files, by path within the data set.
         crc32c: Checksum of each event's stored strain.
         largest_snr_loss: The largest share of the SNR that the encoding took from one event.
+        worst_event: The event from which it took that.
         rejected: Draws thrown away, counted by reason.
         checks: What checks of the shard's own files found, by name; each says whether it `passed`.
+        dataset: BLAKE3 digest of the group's metadata: to which data set the shard belongs.
+        replaced: Where a repair was accepted that gave other bytes: the digests of the files that
+            were there before, by path.
+        digest: Of the manifest itself.
     """
 
     shard: int
@@ -36,95 +48,212 @@ class Manifest:
     largest_snr_loss: float
     rejected: Mapping[str, int]
     checks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # none before 0.2.0
+    worst_event: int = 0  # this and what follows: none before 0.3.0
+    dataset: str = ""
+    replaced: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """Of all files of the shard."""
+        return sum(facts["bytes"] for facts in self.files.values())
+
+    @property
+    def last_event(self) -> int:
+        """Number of its last event."""
+        return self.first_event + self.events - 1
+
+    def with_checks(self, checks: Mapping[str, Mapping[str, Any]]) -> Self:
+        """The same, with what checks found."""
+        return replace(self, checks=checks)
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a manifest: from then on the shard counts as finished."""
-    path = manifest_path(folder, manifest.shard)
-    write_atomically(path, canonical_json(vars(manifest)), contested=True)
+def write_manifest(url: str | Path | Store, manifest: Manifest) -> Manifest:
+    """Write a manifest: from then on the shard counts as finished. Return it with its digest."""
+    content = sealed_json(vars(manifest))
+    store_of(url).write(manifest_path(manifest.shard), content, contested=True)
+    return replace(manifest, digest=parse_json(content, "")[SEAL])
 
 
-def read_manifests(folder: Path, schema: Schema) -> dict[int, Manifest]:
+def read_manifests(url: str | Path | Store, schema: Schema) -> dict[int, Manifest]:
     """Read the manifest of every finished shard, by its number.
 
     Raises:
         DamagedDataError: One of them was altered.
     """
-    return {manifest.shard: manifest for manifest in iterate_manifests(folder, schema)}
+    return {manifest.shard: manifest for manifest in iterate_manifests(url, schema)}
 
 
-def iterate_manifests(folder: Path, schema: Schema) -> Iterator[Manifest]:
+def iterate_manifests(url: str | Path | Store, schema: Schema) -> Iterator[Manifest]:
     """Read the manifest of every finished shard, one after the other, in order.
 
     Raises:
         DamagedDataError: One of them was altered.
     """
-    for shard in finished_shards(folder, schema):
-        path = manifest_path(folder, shard)
-        try:
-            content = read_json(path)
-            manifest = Manifest(**content | {"crc32c": tuple(content["crc32c"])})
-        except DamagedDataError as error:
-            raise DamagedDataError(f"{error}; {_to_restore(path)}") from None
-        except (KeyError, TypeError):
-            raise DamagedDataError(
-                f"{path}: lacks something, so it was altered; {_to_restore(path)}"
-            ) from None
-        yield manifest
+    store = store_of(url)
+    shards = finished_shards(store, schema)
+    contents = store.read_each([manifest_path(shard) for shard in shards])
+    for shard, content in zip(shards, contents, strict=True):
+        if content is not None:  # it may have been removed meanwhile
+            yield parse_manifest(content, schema, shard, store.where(manifest_path(shard)))
 
 
-def finished_shards(folder: Path, schema: Schema) -> list[int]:
+def read_manifest(url: str | Path | Store, schema: Schema, shard: int) -> Manifest:
+    """Read the manifest of a shard.
+
+    Raises:
+        DamagedDataError: It is missing or was altered.
+    """
+    store, path = store_of(url), manifest_path(shard)
+    (content,) = store.read_each([path])
+    return parse_manifest(content, schema, shard, store.where(path))
+
+
+def parse_manifest(content: bytes | None, schema: Schema, shard: int, name: str) -> Manifest:
+    """Read a manifest from its bytes.
+
+    Args:
+        content: Of the file; None where there is none.
+        schema: What the data set is.
+        shard: The shard that it should speak of.
+        name: Of the file, for the message.
+
+    Raises:
+        DamagedDataError: It is missing, or not the manifest of that shard of that data set.
+    """
+    mend = "`strainflow repair` mends it"
+    try:
+        document = parse_json(content, name)
+    except DamagedDataError as error:
+        raise DamagedDataError(f"{error}; {mend}") from None
+    try:
+        manifest = Manifest(**document | {"crc32c": tuple(document["crc32c"])})
+        wrong = _first_impossible(manifest, schema, shard)
+    except (AttributeError, KeyError, TypeError):
+        raise DamagedDataError(f"{name}: lacks something, so it was altered; {mend}") from None
+    if wrong is not None:
+        raise DamagedDataError(f"{name}: its {wrong} cannot be, so it was altered; {mend}")
+    return manifest
+
+
+def _first_impossible(manifest: Manifest, schema: Schema, shard: int) -> str | None:
+    """The first entry of a manifest that does not fit its shard."""
+    expected = schema.events_of(shard)
+    if (manifest.shard, manifest.first_event, manifest.events) != (
+        shard,
+        expected.start,
+        len(expected),
+    ):
+        return "number of the shard or of its events"
+    if set(manifest.files) != set(shard_files(shard).values()):  # nothing outside the data set
+        return "list of files"
+    if not all(
+        type(facts["bytes"]) is int and facts["bytes"] >= 0 and isinstance(facts["blake3"], str)
+        for facts in manifest.files.values()
+    ):
+        return "lengths or digests"
+    if len(manifest.crc32c) != len(expected) or not all(
+        type(value) is int and 0 <= value < 2**32 for value in manifest.crc32c
+    ):
+        return "checksums"
+    if not isinstance(manifest.largest_snr_loss, int | float) or not math.isfinite(
+        manifest.largest_snr_loss
+    ):
+        return "loss"
+    if not all(isinstance(text, str) for text in (manifest.dataset, manifest.digest)):
+        return "digests"
+    if not all(type(count) is int for count in manifest.rejected.values()):
+        return "rejected draws"
+    if not all(isinstance(found["passed"], bool) for found in manifest.checks.values()):
+        return "checks"
+    return None
+
+
+def dataset_identity(url: str | Path | Store) -> str:
+    """BLAKE3 digest of the group's metadata, which say what the data set is."""
+    return blake3.blake3(store_of(url).read(GROUP_METADATA)).hexdigest()
+
+
+def finished_shards(url: str | Path | Store, schema: Schema) -> list[int]:
     """The numbers of the shards that have a manifest, in order."""
-    present = {path.stem for path in (folder / MANIFEST_FOLDER).glob("*.json")}
-    return [shard for shard in range(schema.shards) if f"{shard:06d}" in present]
+    return sorted(shard for shard in _named_shards(store_of(url)) if shard < schema.shards)
 
 
-def has_finished_shards(folder: Path) -> bool:
+def has_finished_shards(url: str | Path | Store) -> bool:
     """Whether any shard has a manifest."""
-    return any(path.name != GROUP_METADATA for path in (folder / MANIFEST_FOLDER).glob("*.json"))
+    return any(True for _ in _named_shards(store_of(url)))
 
 
-def require_complete(folder: Path, schema: Schema) -> dict[int, Manifest]:
-    """Return all manifests after a look at every file's presence and length.
+def _named_shards(store: Store) -> Iterator[int]:
+    for name in store.names(MANIFEST_FOLDER):
+        match = _NAME.fullmatch(name)
+        if match and name == f"{int(match[1]):06d}.json":
+            yield int(match[1])
+
+
+def require_sound(url: str | Path | Store, schema: Schema, growing: bool = False) -> list[int]:
+    """Look at the presence and length of every file of the finished shards; return their numbers.
+
+    Args:
+        url: The data set.
+        schema: What it is.
+        growing: Whether shards may be missing.
 
     Raises:
         DamagedDataError: A shard is missing, or a file has not the length that was written.
     """
-    manifests = read_manifests(folder, schema)
-    if missing := schema.shards - len(manifests):
+    store = store_of(url)
+    # First the manifests: what is finished while files are listed is there by then.
+    manifests = iterate_manifests(store, schema)
+    shards, length_of = [], None
+    for manifest in manifests:
+        length_of = length_of or store.lengths()
+        shards.append(manifest.shard)
+        if problem := first_problem(store, manifest, length_of):
+            raise DamagedDataError(problem)
+    missing = schema.shards - len(shards)
+    if missing and (not growing or not shards):
         raise DamagedDataError(
-            f"{folder}: {missing} of {schema.shards} shards are missing; run the same "
+            f"{store.url}: {missing} of {schema.shards} shards are missing; run the same "
             "`strainflow simulate` again to complete it"
         )
-    for manifest in manifests.values():
-        if problem := first_problem(folder, manifest):
-            raise DamagedDataError(problem)
-    return manifests
+    return shards
 
 
-def first_problem(folder: Path, manifest: Manifest) -> str | None:
-    """Name the first file of a shard that is missing or has another length than it was given."""
+def require_complete(url: str | Path | Store, schema: Schema) -> list[int]:
+    """The same for all shards of a data set.
+
+    Raises:
+        DamagedDataError: A shard is missing, or a file has not the length that was written.
+    """
+    return require_sound(url, schema)
+
+
+def first_problem(
+    url: str | Path | Store,
+    manifest: Manifest,
+    length_of: Callable[[str], int | None] | None = None,
+) -> str | None:
+    """Name the first file of a shard that is missing or has another length than it was given.
+
+    Args:
+        url: The data set.
+        manifest: Of the shard.
+        length_of: Looks lengths up, where they were listed already.
+    """
+    store = store_of(url)
     for path, facts in manifest.files.items():
-        try:
-            length = (folder / path).stat().st_size
-        except FileNotFoundError:
-            length = None
+        length = (length_of or store.length)(path)
         if length != facts["bytes"]:
             state = "is missing" if length is None else f"has {length:,} bytes"
             return (
-                f"{folder / path}: {state}, {facts['bytes']:,} were written (shard "
-                f"{manifest.shard}, events {manifest.first_event} to "
-                f"{manifest.first_event + manifest.events - 1}); delete "
-                f"{manifest_path(folder, manifest.shard)} and run the same `strainflow simulate` "
-                "again to restore it"
+                f"{store.where(path)}: {state}, {facts['bytes']:,} were written (shard "
+                f"{manifest.shard}, events {manifest.first_event} to {manifest.last_event}); "
+                f"`strainflow repair {store.url}` mends it"
             )
     return None
 
 
-def manifest_path(folder: Path, shard: int) -> Path:
-    """Where the manifest of a shard lies."""
-    return folder / MANIFEST_FOLDER / f"{shard:06d}.json"
-
-
-def _to_restore(manifest: Path) -> str:
-    return f"delete {manifest} and run the same `strainflow simulate` again to restore its shard"
+def manifest_path(shard: int) -> str:
+    """Where the manifest of a shard lies within the data set."""
+    return f"{MANIFEST_FOLDER}/{shard:06d}.json"

@@ -1,10 +1,5 @@
-"""What a data set is: the facts that every shard shares, and their form as Zarr v3 metadata.
+"""What a data set is: the facts that every shard shares, and where its files lie."""
 
-`storage/FORMAT.md` is the specification for readers in other languages.
-"""
-
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,15 +7,13 @@ from typing import Any
 from jaxtyping import Float
 
 from storage.arrays import Array
-from storage.encodings import Encoding, encoding_named
-from storage.errors import InputError
-
-FORMAT_VERSION = 1
+from storage.encodings import Encoding
 
 # Within the data set's folder.
 GROUP_METADATA = "zarr.json"
 PSD_CHUNK = "psd/c/0/0"
 MANIFEST_FOLDER = "manifest"
+GROUP_COPY = "manifest/dataset.json"  # the same bytes as the group's metadata, to mend them with
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,7 @@ class Schema:
 
     @property
     def event_bytes(self) -> int:
-        """Bytes of one event's strain."""
+        """Bytes of one event's strain in memory, as it is stored but not compressed."""
         return len(self.detectors) * self.samples * self.encoding.dtype.itemsize
 
     @property
@@ -122,182 +115,10 @@ class Event:
     rejected: Mapping[str, int]
 
 
-def dataset_files(schema: Schema, psd: Float[Array, "detector frequency"]) -> dict[str, bytes]:
-    """Every file of a data set that holds no event, by its path within it; the group's is last.
-
-    Written here and not by zarr-python, so that the bytes do not change with its version. The
-    group's metadata hold all the others and the PSD's digest: they alone say what the data set is.
-    """
-    detectors, samples = schema.strain_shape
-    psd_bytes = psd.astype("<f8").tobytes()
-    per_shard = schema.events_per_shard
-    strain_attributes: dict[str, Any] = {
-        "units": "1",
-        "long_name": "whitened strain in units of sigma",
-        "sample_rate": schema.sample_rate,
-        "detectors": list(schema.detectors),
-    }
-    if schema.encoding.scale_factor is not None:
-        strain_attributes["scale_factor"] = schema.encoding.scale_factor
-        strain_attributes["_FillValue"] = schema.encoding.fill_value
-    children: dict[str, dict[str, Any]] = {
-        # A Zarr group, so that Zarr readers that list the folder know what it is.
-        MANIFEST_FOLDER: {"zarr_format": 3, "node_type": "group"},
-        "strain": _array(
-            (schema.events, detectors, samples),
-            (per_shard, detectors, samples),
-            ("event", "detector", "time"),
-            schema.encoding.dtype.name,
-            schema.encoding.fill_value,
-            strain_attributes,
-            inner_chunk=(1, detectors, samples),
-        ),
-        "parameters": _array(
-            (schema.events, len(schema.parameters)),
-            (per_shard, len(schema.parameters)),
-            ("event", "parameter"),
-            "float64",
-            "NaN",
-            {"parameters": [vars(parameter) for parameter in schema.parameters]},
-        ),
-        "optimal_snr": _array(
-            (schema.events, detectors),
-            (per_shard, detectors),
-            ("event", "detector"),
-            "float64",
-            "NaN",
-            {"long_name": "optimal signal-to-noise ratio", "detectors": list(schema.detectors)},
-        ),
-        "psd": _array(
-            (detectors, schema.frequencies),
-            (detectors, schema.frequencies),
-            ("detector", "frequency"),
-            "float64",
-            "NaN",
-            {
-                "units": "1/Hz",
-                "long_name": "one-sided power spectral density",
-                "frequency_step": schema.frequency_step,
-                "detectors": list(schema.detectors),
-                "sha256": hashlib.sha256(psd_bytes).hexdigest(),
-            },
-        ),
-    }
-    group = {
-        "zarr_format": 3,
-        "node_type": "group",
-        "attributes": {
-            "strainflow": {
-                "format_version": FORMAT_VERSION,
-                "encoding": schema.encoding.name,
-                "events": schema.events,
-                "events_per_shard": per_shard,
-                "noisy": schema.noisy,
-                **schema.provenance,
-            }
-        },
-        # With this, xarray and zarr-python read one file in place of listing the folder.
-        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": children},
-    }
-    documents = {f"{name}/zarr.json": document for name, document in children.items()}
-    documents[GROUP_METADATA] = group
-    files = {path: canonical_json(document) for path, document in documents.items()}
-    return {PSD_CHUNK: psd_bytes, **files}
-
-
-def schema_from_metadata(documents: Mapping[str, Mapping[str, Any]], where: str) -> Schema:
-    """Read a schema back from the parsed metadata files.
-
-    Args:
-        documents: The parsed files, by their path within the data set.
-        where: The data set, for messages.
-
-    Raises:
-        InputError: It is no data set of ours, or of a format that this version does not know.
-    """
-    group, strain, parameters, psd = (
-        documents[path]
-        for path in (GROUP_METADATA, "strain/zarr.json", "parameters/zarr.json", "psd/zarr.json")
-    )
-    ours = dict(group.get("attributes", {}).get("strainflow", {}))
-    version = ours.pop("format_version", None)
-    if version is None:
-        raise InputError(
-            f"{where}: a Zarr group, but none that strainflow wrote (zarr.json has no strainflow "
-            "attributes); give a folder made by `strainflow simulate`"
-        )
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{where}: its format version is {version}, this strainflow reads version "
-            f"{FORMAT_VERSION}; install the strainflow that wrote it"
-        )
-    return Schema(
-        events=ours.pop("events"),
-        events_per_shard=ours.pop("events_per_shard"),
-        detectors=tuple(strain["attributes"]["detectors"]),
-        samples=strain["shape"][2],
-        sample_rate=strain["attributes"]["sample_rate"],
-        encoding=encoding_named(ours.pop("encoding")),
-        noisy=ours.pop("noisy"),
-        parameters=tuple(Parameter(**column) for column in parameters["attributes"]["parameters"]),
-        frequencies=psd["shape"][1],
-        frequency_step=psd["attributes"]["frequency_step"],
-        provenance=ours,
-    )
-
-
 def shard_files(shard: int) -> dict[str, str]:
     """The files of a shard by array, as paths within the data set."""
     return {
         "strain": f"strain/c/{shard}/0/0",
         "parameters": f"parameters/c/{shard}/0",
         "optimal_snr": f"optimal_snr/c/{shard}/0",
-    }
-
-
-def canonical_json(document: object) -> bytes:
-    """Write JSON in the one form that our files use, so that equal content has equal bytes."""
-    return json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
-
-
-def _array(
-    shape: tuple[int, ...],
-    chunk: tuple[int, ...],
-    dimensions: tuple[str, ...],
-    data_type: str,
-    fill_value: int | str,
-    attributes: Mapping[str, Any],
-    inner_chunk: tuple[int, ...] | None = None,
-) -> dict[str, Any]:
-    """The metadata of one Zarr v3 array; sharded where an inner chunk is given."""
-    little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
-    if data_type == "int8":
-        little_endian = {"name": "bytes"}
-    codecs: list[dict[str, Any]] = [little_endian]
-    if inner_chunk is not None:
-        codecs = [
-            {
-                "name": "sharding_indexed",
-                "configuration": {
-                    "chunk_shape": list(inner_chunk),
-                    "codecs": [little_endian],
-                    "index_codecs": [
-                        {"name": "bytes", "configuration": {"endian": "little"}},
-                        {"name": "crc32c"},
-                    ],
-                    "index_location": "end",
-                },
-            }
-        ]
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": list(shape),
-        "data_type": data_type,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": fill_value,
-        "codecs": codecs,
-        "attributes": attributes,
-        "dimension_names": list(dimensions),
     }

@@ -1,23 +1,20 @@
 """The file that is a WebDataset tar and a Zarr v3 shard at once: its layout, writing and reading.
 
 A Zarr shard has its index at the end and does not care where in the file the chunks lie; a tar
-ends at two zero blocks and does not care what follows. So the chunks are the payloads of `.npy`
-tar members, and the index stands behind the tar's end:
+ends at two zero blocks and does not care what follows. So the chunks are the payloads of tar
+members, and the index stands behind the tar's end:
 
     KEY.json | KEY.strain.npy | KEY.json | KEY.strain.npy | ... | two zero blocks | index | crc32c
 
-Each payload starts on a 4096-byte boundary, and consecutive payloads are a constant stride apart:
-the JSON is padded with spaces to make it so.
+Each uncompressed payload starts on a 4096-byte boundary, and consecutive payloads are a constant
+stride apart: the JSON is padded with spaces to make it so. A compressed payload is a Blosc frame,
+the member KEY.strain.blosc; such members follow each other without gaps.
 """
 
 import json
-import os
 import struct
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,14 +23,17 @@ import numpy as np
 from jaxtyping import Num, UInt64
 
 from storage.arrays import Array
+from storage.blosc import compress, decompress_into
+from storage.encodings import Encoding
 from storage.errors import DamagedDataError
-from storage.files import AtomicFile
+from storage.tar import BLOCK, END_OF_TAR, padding, round_up, tar_header
+from storage.urls import InputFile, OutputFile, Store
 
 ALIGNMENT = 4096
-BLOCK = 512  # a tar header, and the unit to which tar pads its members
+LARGEST_OVERHEAD = 16  # by which Blosc's frame may exceed what cannot be compressed
 NPY_HEADER = 512
-END_OF_TAR = bytes(2 * BLOCK)
 MISSING = (2**64 - 1, 2**64 - 1)  # Zarr's index entry of a chunk that is not there
+MEND = "`strainflow verify` says what is damaged, `strainflow repair` mends it"
 
 
 def event_key(number: int) -> str:
@@ -43,49 +43,85 @@ def event_key(number: int) -> str:
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """Where everything lies in a shard of uncompressed events.
+    """Where everything lies in a shard; of compressed events the lengths vary.
 
     Attributes:
         slots: Entries of the Zarr index (events of a full shard).
         shape: Shape of one event's strain, (detector, time).
-        dtype: Its stored type.
+        encoding: How it is stored.
         json_room: Bytes that the longest JSON of an event may take.
     """
 
     slots: int
     shape: tuple[int, int]
-    dtype: np.dtype[Any]
+    encoding: Encoding
     json_room: int
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The stored type."""
+        return self.encoding.dtype
+
+    @property
     def payload(self) -> int:
-        """Bytes of one event's strain."""
+        """Bytes of one event's strain, before compression."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     @property
     def stride(self) -> int:
-        """Bytes from one payload to the next."""
-        return _round_up(
-            _round_up(self.payload, BLOCK) + 2 * BLOCK + NPY_HEADER + self.json_room, ALIGNMENT
+        """Bytes from one uncompressed payload to the next."""
+        return round_up(
+            round_up(self.payload, BLOCK) + 2 * BLOCK + NPY_HEADER + self.json_room, ALIGNMENT
         )
 
+    @property
+    def index_size(self) -> int:
+        """Bytes of the Zarr index at the end of the file, its checksum included."""
+        return 16 * self.slots + 4
+
+    @property
+    def before_strain(self) -> int:
+        """Bytes between an event's JSON and its payload."""
+        return BLOCK if self.encoding.compressed else BLOCK + NPY_HEADER
+
     def payload_offset(self, row: int) -> int:
-        """Where the strain of the shard's event `row` begins."""
-        first = _round_up(2 * BLOCK + NPY_HEADER + self.json_room, ALIGNMENT)
+        """Where the uncompressed strain of the shard's event `row` begins."""
+        first = round_up(2 * BLOCK + NPY_HEADER + self.json_room, ALIGNMENT)
         return first + row * self.stride
 
     def payload_end(self, row: int) -> int:
-        """Where the tar member of the shard's event `row` ends, its padding included."""
-        return self.payload_offset(row) + _round_up(self.payload, BLOCK)
+        """Where its tar member ends, its padding included."""
+        return self.payload_offset(row) + round_up(self.payload, BLOCK)
 
     def file_size(self, events: int) -> int:
-        """Bytes of a shard of so many events."""
-        return self.payload_end(events - 1) + len(END_OF_TAR) + 16 * self.slots + 4
+        """Bytes of a shard of so many uncompressed events."""
+        return self.payload_end(events - 1) + len(END_OF_TAR) + self.index_size
 
     def json_size(self, row: int) -> int:
         """Bytes of the padded JSON member of the shard's event `row`."""
+        if self.encoding.compressed:
+            return round_up(self.json_room, BLOCK)
         start = self.payload_end(row - 1) if row else 0
         return self.payload_offset(row) - start - 2 * BLOCK - NPY_HEADER
+
+    def before_payload(self, row: int, key: str, facts: Mapping[str, Any], length: int) -> bytes:
+        """All that stands before an event's payload: its JSON, and the header of its strain.
+
+        Args:
+            row: Of the event in the shard.
+            key: The WebDataset key.
+            facts: What goes into its JSON.
+            length: Bytes of its payload.
+        """
+        size = self.json_size(row)
+        text = json.dumps(facts, allow_nan=False).encode()
+        assert len(text) < size, f"JSON of {len(text)} bytes exceeds the room of {size}"
+        parts = [tar_header(f"{key}.json", size), text.ljust(size - 1), b"\n"]
+        if self.encoding.compressed:
+            parts.append(tar_header(f"{key}.strain.blosc", length))
+        else:
+            parts += [tar_header(f"{key}.strain.npy", NPY_HEADER + length), self.npy_header()]
+        return b"".join(parts)
 
     def npy_header(self) -> bytes:
         """The `.npy` header of an event, padded so that the payload that follows is aligned."""
@@ -94,17 +130,23 @@ class ShardLayout:
         prefix = b"\x93NUMPY\x01\x00" + struct.pack("<H", NPY_HEADER - 10)
         return prefix + text.ljust(NPY_HEADER - 11) + b"\n"
 
+    def after_payloads(self, entries: Sequence[tuple[int, int]]) -> bytes:
+        """All that stands behind the last event: the end of the tar, and the Zarr index."""
+        filled = [*entries, *[MISSING] * (self.slots - len(entries))]
+        index = np.array(filled, "<u8").tobytes()
+        return END_OF_TAR + index + struct.pack("<I", google_crc32c.value(index))
+
 
 class ShardWriter:
     """Writes one shard front to back; the file has its final name only when it is complete.
 
-    Use as a context manager; leaving it by an exception removes the partial file.
+    Use as a context manager; leaving it before `finish` removes what was written.
     """
 
-    def __init__(self, path: Path, layout: ShardLayout) -> None:
-        self._file = AtomicFile(path, contested=True)
+    def __init__(self, file: OutputFile, layout: ShardLayout) -> None:
+        self.file = file
         self._layout = layout
-        self._rows = 0
+        self._entries: list[tuple[int, int]] = []
         self.crc32c: list[int] = []
 
     def __enter__(self) -> Self:
@@ -119,35 +161,32 @@ class ShardWriter:
             strain: Its encoded strain.
             facts: What goes into its JSON.
         """
-        row, layout = self._rows, self._layout
-        size = layout.json_size(row)
-        text = json.dumps(facts, allow_nan=False).encode()
-        assert len(text) < size, f"JSON of {len(text)} bytes exceeds the room of {size}"
+        layout = self._layout
         codes = np.ascontiguousarray(strain, layout.dtype)
-        payload = codes.data.cast("B")
-        self._file.write(_tar_header(f"{key}.json", size))
-        self._file.write(text.ljust(size - 1) + b"\n")
-        self._file.write(_tar_header(f"{key}.strain.npy", NPY_HEADER + layout.payload))
-        self._file.write(layout.npy_header())
-        self._file.write(payload)
-        self._file.write(bytes(-len(payload) % BLOCK))
-        self.crc32c.append(google_crc32c.value(codes))  # takes arrays, but no memoryview
-        self._rows += 1
+        blosc = layout.encoding.blosc
+        # google_crc32c takes bytes and arrays, but no memoryview.
+        stored = codes if blosc is None else compress(codes, blosc)
+        payload = stored.data.cast("B") if isinstance(stored, np.ndarray) else memoryview(stored)
+        before = layout.before_payload(len(self._entries), key, facts, len(payload))
+        self.file.write(before)
+        self._entries.append((self.file.length, len(payload)))
+        self.file.write(payload)
+        self.file.write(padding(len(payload)))
+        self.crc32c.append(google_crc32c.value(stored))
+
+    def close(self) -> None:
+        """Close the tar and append the Zarr index; the file has no name yet."""
+        self.file.write(self._layout.after_payloads(self._entries))
 
     def finish(self) -> tuple[int, str]:
-        """Close the tar, append the Zarr index, and give the file its name.
+        """Do the same, and give the file its name.
 
         Returns:
             Length in bytes and BLAKE3 digest of the file.
         """
-        layout = self._layout
-        entries = [(layout.payload_offset(row), layout.payload) for row in range(self._rows)]
-        entries += [MISSING] * (layout.slots - self._rows)
-        index = np.array(entries, "<u8").tobytes()
-        self._file.write(END_OF_TAR)
-        self._file.write(index)
-        self._file.write(struct.pack("<I", google_crc32c.value(index)))
-        return self._file.finish()
+        self.close()
+        self.file.finish()
+        return self.file.length, self.file.digest()
 
     def __exit__(
         self,
@@ -155,72 +194,122 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Remove what was written unless `finish` was reached."""
-        self._file.discard()
+        """Remove what was written unless the file has its name."""
+        self.file.discard()
 
 
 class ShardReader:
     """An open shard, with its index read and proved.
 
+    Args:
+        store: The data set.
+        path: Of the shard.
+        slots: Entries of its index.
+        encoding: How its events are stored.
+        crc32c: Of each event's payload, to be compared as it is read; for compressed events, which
+            must not be decompressed when they are damaged.
+
     Raises:
         DamagedDataError: The file is missing, or its index is.
     """
 
-    def __init__(self, path: Path, slots: int) -> None:
-        self._path = path
-        self._descriptor = -1
+    def __init__(
+        self,
+        store: Store,
+        path: str,
+        slots: int,
+        encoding: Encoding,
+        crc32c: Sequence[int] | None = None,
+    ) -> None:
+        self.path, self.name = path, store.where(path)
+        self._encoding, self._crc32c = encoding, crc32c
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._file = store.open(path)
         except FileNotFoundError:
-            raise DamagedDataError(
-                f"{path}: is missing; delete the shard's manifest and run simulate again"
-            ) from None
+            raise DamagedDataError(f"{self.name}: is missing; {MEND}") from None
         try:
-            self.index = self._read_index(slots)
+            self.index = read_index(self._file, slots, self.name)
         except BaseException:
             self.close()
             raise
+
+    def place(self, row: int, buffer: Num[Array, "detector time"]) -> tuple[int, int]:
+        """Where the payload of the shard's event `row` lies, and how long it is.
+
+        Raises:
+            DamagedDataError: The event is not there, or cannot be as long as the index says.
+        """
+        offset, length = (int(value) for value in self.index[row])
+        most = buffer.nbytes + LARGEST_OVERHEAD if self._encoding.compressed else buffer.nbytes
+        if not (length == most or (self._encoding.compressed and 0 < length <= most)):
+            raise DamagedDataError(
+                f"{self.name}: event {row} of this shard has {length} bytes according to the "
+                f"index, {buffer.nbytes} were expected; {MEND}"
+            )
+        return offset, length
 
     def read_into(self, row: int, buffer: Num[Array, "detector time"]) -> None:
         """Read the strain of the shard's event `row` straight into a contiguous array.
 
         Raises:
-            DamagedDataError: The event is not there, or the file ends before it.
+            DamagedDataError: The event is not there or damaged, or the file ends before it.
         """
-        offset, length = (int(value) for value in self.index[row])
-        if length != buffer.nbytes:
-            raise DamagedDataError(
-                f"{self._path}: event {row} of this shard has {length} bytes according to the "
-                f"index, {buffer.nbytes} were expected; delete the shard's manifest and run "
-                "simulate again"
-            )
-        view = buffer.reshape(-1).view(np.uint8).data
-        while length:  # a read may return less than was asked for
-            count = os.preadv(self._descriptor, [view], offset)
-            if count == 0:
-                raise DamagedDataError(f"{self._path}: ends within event {row} of this shard")
-            view, offset, length = view[count:], offset + count, length - count
+        offset, length = self.place(row, buffer)
+        if self._encoding.compressed:
+            self.unpack(row, self._file.read(offset, length), buffer)
+            return
+        if self._file.read_into(offset, buffer.reshape(-1).view(np.uint8).data) < length:
+            raise DamagedDataError(f"{self.name}: ends within event {row} of this shard; {MEND}")
+
+    def read_proved(self, row: int, buffer: Num[Array, "detector time"]) -> None:
+        """Read the strain of the shard's event `row`, and prove it where checksums are at hand.
+
+        Raises:
+            DamagedDataError: The event is not there or damaged, or the file ends before it.
+        """
+        self.unpack(row, self._file.read(*self.place(row, buffer)), buffer)
+
+    def unpack(self, row: int, payload: bytes, buffer: Num[Array, "detector time"]) -> None:
+        """Put the payload of the shard's event `row`, read by itself, into an array.
+
+        Raises:
+            DamagedDataError: The event is damaged.
+        """
+        where = f"{self.name}: event {row} of this shard"
+        _, length = self.place(row, buffer)
+        if len(payload) < length:
+            raise DamagedDataError(f"{self.name}: ends within event {row} of this shard; {MEND}")
+        if self._crc32c is not None and google_crc32c.value(payload) != self._crc32c[row]:
+            raise DamagedDataError(f"{where} has not the checksum that was written; {MEND}")
+        if self._encoding.compressed:
+            decompress_into(payload, buffer, where)
+        else:
+            buffer.reshape(-1).view(np.uint8)[:] = np.frombuffer(payload, np.uint8)
 
     def close(self) -> None:
         """Close the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()
 
-    def __del__(self) -> None:
-        """Close the file with the last reference to it."""
-        self.close()
 
-    def _read_index(self, slots: int) -> UInt64[Array, "slot 2"]:
-        size = 16 * slots + 4
-        start = max(0, os.fstat(self._descriptor).st_size - size)
-        data = os.pread(self._descriptor, size, start)
-        if len(data) != size or google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
-            raise DamagedDataError(
-                f"{self._path}: the index at its end is missing or damaged (a truncated or "
-                "overwritten file); delete the shard's manifest and run simulate again"
-            )
-        return np.frombuffer(data[:-4], "<u8").reshape(slots, 2)
+def read_index(file: InputFile, slots: int, name: str) -> UInt64[Array, "slot 2"]:
+    """Read the Zarr index at the end of a shard.
+
+    Args:
+        file: The shard.
+        slots: Entries of the index.
+        name: Of the file, for the message.
+
+    Raises:
+        DamagedDataError: It is missing, or not as it was written.
+    """
+    size = 16 * slots + 4
+    data = file.read(max(0, file.length - size), size) if size <= file.length else b""
+    if len(data) != size or google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
+        raise DamagedDataError(
+            f"{name}: the index at its end is missing or damaged (a truncated or overwritten "
+            f"file); {MEND}"
+        )
+    return np.frombuffer(data[:-4], "<u8").reshape(slots, 2)
 
 
 def longest_json(facts: Mapping[str, Any]) -> int:
@@ -235,25 +324,3 @@ def _with_longest_numbers(value: object) -> object:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_with_longest_numbers(item) for item in value]
     return -2.2250738585072014e-308 if isinstance(value, float) else value
-
-
-def _tar_header(name: str, size: int) -> bytes:
-    """The header of a member: that of a nameless one of its size, with the name filled in."""
-    header, checksum = _nameless_tar_header(size)
-    encoded = name.encode("ascii")
-    checksum += sum(encoded)
-    field = f"{checksum:06o}\0 ".encode("ascii")  # the sum of all bytes, in bytes 148 to 155
-    return encoded + header[len(encoded) : 148] + field + header[156:]
-
-
-@lru_cache(maxsize=16)
-def _nameless_tar_header(size: int) -> tuple[bytes, int]:
-    """A member's header without its name, and its checksum."""
-    member = tarfile.TarInfo("")
-    member.size = size
-    header = member.tobuf(tarfile.USTAR_FORMAT)
-    return header, int(header[148:154], 8)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -1,10 +1,11 @@
 """The streaming loader: batches read straight from the shards' payloads into reused buffers.
 
-One process, a few threads: each `preadv` releases the GIL and lands in the row of the batch where
-the event belongs, still in its stored type. Nothing is copied afterwards. The order is
-`storage.order`'s; the state is three integers.
+One process, a few threads: each `preadv` (or decompression) releases the GIL and lands in the row
+of the batch where the event belongs, still in its stored type. Nothing is copied afterwards. From
+an object store the ranges of many events are fetched at once. The order is `storage.order`'s; the
+state is three integers.
 
-Not covered yet: compressed shards, object stores, a windowed order for spinning disks.
+Not covered yet: a windowed order for spinning disks and object stores, a local cache.
 """
 
 import itertools
@@ -26,13 +27,15 @@ from webdataset.pytorch import IterableDataset
 from storage.arrays import Array
 from storage.dataset import read_schema
 from storage.errors import InputError
-from storage.manifest import require_complete
+from storage.local import LocalStore
+from storage.manifest import read_manifest, require_sound
 from storage.order import permuted
-from storage.schema import shard_files
+from storage.schema import Schema, shard_files
 from storage.shard import ShardReader
-from storage.urls import local_folder
+from storage.urls import Store, store_of
 
 ROWS_PER_TASK = 8
+ROWS_PER_REQUEST = 64  # of an object store: they are fetched at once
 DESCRIPTORS_SPARED = 256  # for everything else that the process has open
 
 
@@ -77,6 +80,8 @@ class EventStream(IterableDataset):
         threads: Reading threads.
         prefetch: Batches read ahead.
         allocate: Makes the strain buffers, given shape and type (for pinned memory).
+        growing: Whether shards may be missing; the range is then one of the events of the shards
+            that are finished when the stream is made, counted in order.
 
     Raises:
         InputError: An argument is impossible, or there is no data set.
@@ -85,7 +90,7 @@ class EventStream(IterableDataset):
 
     def __init__(
         self,
-        url: str | Path,
+        url: str | Path | Store,
         *,
         batch_size: int,
         seed: int = 0,
@@ -97,12 +102,14 @@ class EventStream(IterableDataset):
         threads: int = 2,
         prefetch: int = 2,
         allocate: Callable[[tuple[int, ...], np.dtype[Any]], Array] = np.empty,
+        growing: bool = False,
     ) -> None:
-        self._folder = local_folder(url)
-        self.schema = read_schema(self._folder)
-        require_complete(self._folder, self.schema)
-        self._start, self._stop = start, self.schema.events if stop is None else stop
-        _refuse_impossible_range(self._start, self._stop, self.schema.events)
+        self._store = store_of(url)
+        self.schema = read_schema(self._store)
+        self._shards = np.array(require_sound(self._store, self.schema, growing))
+        available = sum(len(self.schema.events_of(int(shard))) for shard in self._shards)
+        self._start, self._stop = start, available if stop is None else stop
+        _refuse_impossible_range(self._start, self._stop, available)
         _refuse_below(1, batch_size=batch_size, world_size=world_size, threads=threads)
         _refuse_below(0, seed=seed, prefetch=prefetch)
         if not 0 <= rank < world_size:
@@ -154,7 +161,7 @@ class EventStream(IterableDataset):
         ring = itertools.cycle(buffers)
         in_flight: deque[_Read] = deque()
         with (
-            closing(_OpenShards(self._folder, self.schema.events_per_shard)) as shards,
+            closing(_OpenShards(self._store, self.schema)) as shards,
             ThreadPoolExecutor(self._threads, "strainflow-read") as pool,
         ):
             try:
@@ -182,8 +189,9 @@ class EventStream(IterableDataset):
             if self._shuffle:
                 events = permuted(events, self.events, self._seed, epoch)
             position += count
+            shard, row = np.divmod(self._start + events, self.schema.events_per_shard)
             yield (
-                self._start + events,
+                self._shards[shard] * self.schema.events_per_shard + row,
                 (epoch, position) if position < self.events else (epoch + 1, 0),
             )
 
@@ -222,8 +230,8 @@ def _start_read(
     batch = Batch(buffer.strain[:count], buffer.parameters[:count], buffer.event[:count])
     batch.event[:] = events
     tasks = [
-        pool.submit(shards.read_rows, batch, range(row, min(row + ROWS_PER_TASK, count)))
-        for row in range(0, count, ROWS_PER_TASK)
+        pool.submit(shards.read_rows, batch, range(row, min(row + shards.together, count)))
+        for row in range(0, count, shards.together)
     ]
     return _Read(batch, tasks, state)
 
@@ -231,8 +239,10 @@ def _start_read(
 class _OpenShards:
     """The shards that were read last, kept open within the limit on file descriptors."""
 
-    def __init__(self, folder: Path, events_per_shard: int) -> None:
-        self._folder, self._events_per_shard = folder, events_per_shard
+    def __init__(self, store: Store, schema: Schema) -> None:
+        self._store, self._schema = store, schema
+        self._is_local = isinstance(store, LocalStore)
+        self.together = ROWS_PER_TASK if self._is_local else ROWS_PER_REQUEST
         self._open: OrderedDict[int, tuple[ShardReader, Array]] = OrderedDict()
         self._lock = threading.Lock()
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -242,29 +252,58 @@ class _OpenShards:
 
     def read_rows(self, batch: Batch, rows: range) -> None:
         """Read the events of some rows of a batch into those rows."""
+        if not self._is_local:
+            self._fetch_rows(batch, rows)
+            return
         for row in rows:
-            shard, within = divmod(int(batch.event[row]), self._events_per_shard)
-            reader, parameters = self._shard(shard)
+            reader, within = self._place(batch, row)
             reader.read_into(within, batch.strain[row])
-            batch.parameters[row] = parameters[within]
 
     def close(self) -> None:
         """Close all files."""
         self._open.clear()
+
+    def _fetch_rows(self, batch: Batch, rows: range) -> None:
+        """The same with one request for all of them."""
+        places = [self._place(batch, row) for row in rows]
+        ranges = [
+            (reader.path, *reader.place(within, batch.strain[row]))
+            for (reader, within), row in zip(places, rows, strict=True)
+        ]
+        payloads = self._store.read_ranges(ranges)
+        for (reader, within), row, payload in zip(places, rows, payloads, strict=True):
+            reader.unpack(within, payload, batch.strain[row])
+
+    def _place(self, batch: Batch, row: int) -> tuple[ShardReader, int]:
+        """The shard of a row's event and its row there; fills the parameters in."""
+        shard, within = divmod(int(batch.event[row]), self._schema.events_per_shard)
+        reader, parameters = self._shard(shard)
+        batch.parameters[row] = parameters[within]
+        return reader, within
 
     def _shard(self, shard: int) -> tuple[ShardReader, Array]:
         with self._lock:
             if shard in self._open:
                 self._open.move_to_end(shard)
                 return self._open[shard]
-            paths = shard_files(shard)
-            reader = ShardReader(self._folder / paths["strain"], self._events_per_shard)
-            table = np.fromfile(self._folder / paths["parameters"], "<f8")
-            self._open[shard] = reader, table.reshape(self._events_per_shard, -1)
+        opened = self._open_shard(shard)
+        with self._lock:
+            self._open[shard] = opened
             if len(self._open) > self._most:
                 # Only dropped: another thread may be reading, and the last one to let go closes it.
                 self._open.popitem(last=False)
-            return self._open[shard]
+        return opened
+
+    def _open_shard(self, shard: int) -> tuple[ShardReader, Array]:
+        schema, paths = self._schema, shard_files(shard)
+        checksums = None
+        if schema.encoding.compressed or not self._is_local:
+            checksums = read_manifest(self._store, schema, shard).crc32c
+        reader = ShardReader(
+            self._store, paths["strain"], schema.events_per_shard, schema.encoding, checksums
+        )
+        table = np.frombuffer(self._store.read(paths["parameters"]), "<f8")
+        return reader, table.reshape(schema.events_per_shard, -1)
 
 
 def _is_dataloader_worker() -> bool:

@@ -1,26 +1,201 @@
-"""The one door to where a data set lies. Not covered yet: object stores (only local folders)."""
+"""The one door to where data lie: a folder on a disk, or whatever else fsspec reaches.
 
+Everything that reads or writes a data set goes through a `Store`. `storage.local` and
+`storage.objects` are the two kinds.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 from storage.errors import InputError
 
 
-def local_folder(url: str | Path) -> Path:
-    """Turn a URL or path into a local folder.
+class OutputFile(Protocol):
+    """A file that is whole or not there: it has its name only from `finish` on."""
+
+    length: int
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+
+    def digest(self) -> str:
+        """BLAKE3 of what was written."""
+
+    def finish(self) -> None:
+        """Give the file its name, when all its bytes are safe."""
+
+    def discard(self) -> None:
+        """Remove what was written, unless it has its name already."""
+
+
+class InputFile(Protocol):
+    """A file open for reading at any place.
+
+    Attributes:
+        length: In bytes.
+        piece: How many bytes are best read at a time.
+    """
+
+    length: int
+    piece: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read bytes; fewer where the file ends."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Read bytes into a buffer; return how many, fewer where the file ends."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+class Store(ABC):
+    """Files below one URL, by their paths within it.
+
+    Attributes:
+        url: Where it is, as a string that `store_of` takes.
+    """
+
+    url: str
+
+    @property
+    def address(self) -> str:
+        """The URL by which other processes find the same place."""
+        return self.url
+
+    def where(self, path: str = "") -> str:
+        """The full name of a file, for people."""
+        return f"{self.url}/{path}" if path else self.url
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """Read a whole file.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+
+    @abstractmethod
+    def read_each(self, paths: Sequence[str]) -> Iterator[bytes | None]:
+        """Read small files one after the other, in order; None where one is not there."""
+
+    @abstractmethod
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Read (path, offset, length) at once; shorter where a file ends."""
+
+    @abstractmethod
+    def length(self, path: str) -> int | None:
+        """Length of a file in bytes; None where there is none."""
+
+    @abstractmethod
+    def lengths(self) -> Callable[[str], int | None]:
+        """As `length`, for many files: where each would be a request, they are listed once."""
+
+    @abstractmethod
+    def files(self, folder: str = "") -> Iterator[str]:
+        """The paths of all files below a folder, in no order."""
+
+    @abstractmethod
+    def names(self, folder: str) -> Iterator[str]:
+        """The names in a folder, in no order; none where there is no such folder."""
+
+    @abstractmethod
+    def open(self, path: str) -> InputFile:
+        """Open a file for reading.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+
+    @abstractmethod
+    def create(self, path: str, contested: bool = False) -> OutputFile:
+        """Begin a file.
+
+        Args:
+            path: Of the file.
+            contested: Whether another process may write the same file at the same time.
+        """
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Remove a file, if it is there."""
+
+    @abstractmethod
+    def remove_partial_files(self) -> None:
+        """Remove what writers that died left behind. Only while nothing else writes."""
+
+    @abstractmethod
+    def only_writer(self) -> AbstractContextManager[None]:
+        """Hold the place against a second run.
+
+        Raises:
+            InputError: Another run holds it; the message says which.
+        """
+
+    @abstractmethod
+    def is_being_written(self) -> bool:
+        """Whether a run holds the place."""
+
+    @property
+    @abstractmethod
+    def beside(self) -> Path:
+        """The local folder for what is said of the data set and is no part of it."""
+
+    def exists(self, path: str) -> bool:
+        """Whether a file is there."""
+        return self.length(path) is not None
+
+    def write(self, path: str, data: bytes, contested: bool = False) -> tuple[int, str]:
+        """Write a small file whole; return its length and its BLAKE3 digest."""
+        file = self.create(path, contested)
+        try:
+            file.write(data)
+            file.finish()
+            return file.length, file.digest()
+        finally:
+            file.discard()
+
+
+def store_of(url: "str | Path | Store") -> Store:
+    """Find the store behind a URL or path.
 
     Args:
-        url: A path, or a URL with the scheme `file://`.
+        url: A path, `file://...`, or any URL that fsspec knows, such as `s3://bucket/events.zarr`.
 
     Raises:
-        InputError: The scheme names something other than the local disk.
+        InputError: The URL's scheme is not known, its library is missing, or it holds a secret.
     """
+    if isinstance(url, Store):
+        return url
     text = str(url)
     scheme, separator, rest = text.partition("://")
-    if not separator:
-        return Path(text)
-    if scheme != "file":
+    if not separator or scheme == "file":
+        from storage.local import LocalStore
+
+        return LocalStore(Path(rest if separator else text))
+    if re.match(r"[^/]*:[^/]*@", rest):
         raise InputError(
-            f"{text}: the scheme {scheme}:// is not supported, only folders on a local or "
-            "mounted disk are; give a path"
+            f"{scheme}://...: the URL holds a secret, which would be recorded; give credentials "
+            "through the environment (AWS_ACCESS_KEY_ID and the like) or a configuration file"
         )
-    return Path(rest)
+    from storage.objects import ObjectStore
+
+    return ObjectStore(text.rstrip("/"))
+
+
+def local_folder(url: "str | Path | Store", purpose: str) -> Path:
+    """Where a data set lies on this machine's disks.
+
+    Raises:
+        InputError: It lies elsewhere.
+    """
+    from storage.local import LocalStore
+
+    store = store_of(url)
+    if not isinstance(store, LocalStore):
+        raise InputError(f"{store.url}: {purpose} needs a folder on a local or mounted disk")
+    return store.folder

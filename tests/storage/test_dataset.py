@@ -17,8 +17,8 @@ from storage import open_dataset
 from storage.dataset import create_dataset, read_parameters, read_psd, read_schema
 from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError, InputError
-from storage.files import only_writer, remove_partial_files
 from storage.manifest import finished_shards, read_manifests, require_complete
+from storage.urls import store_of
 from storage.writer import write_shard
 
 
@@ -56,7 +56,7 @@ def test_creating_goes_on_where_it_was_interrupted(empty):
         (empty.folder / lost).unlink()
     (empty.folder / "zarr.json.partial").write_bytes(b"{")
     create_dataset(empty.folder, empty.schema, empty.psd)
-    remove_partial_files(empty.folder)
+    store_of(empty.folder).remove_partial_files()
     assert content(empty.folder) == before
 
 
@@ -127,11 +127,11 @@ def test_finished_shards_survive_the_loss_of_the_groups_metadata(filled):
 
 
 def test_a_second_run_into_one_folder_is_refused_until_the_first_has_ended(tmp_path):
-    with only_writer(tmp_path / "x.zarr"):
+    with store_of(tmp_path / "x.zarr").only_writer():
         with pytest.raises(InputError, match="another run is writing there"):
-            with only_writer(tmp_path / "x.zarr"):
+            with store_of(tmp_path / "x.zarr").only_writer():
                 pass
-    with only_writer(tmp_path / "x.zarr"):
+    with store_of(tmp_path / "x.zarr").only_writer():
         assert list((tmp_path / "x.zarr").iterdir()) == []
 
 
@@ -219,7 +219,7 @@ def test_a_killed_writer_leaves_only_partial_files_and_a_rerun_the_same_bytes(
     assert subprocess.run([sys.executable, "-c", KILLED], input=given).returncode == 9
     (left,) = content(other.folder).keys() - before.keys()
     assert fnmatch(left, "strain/c/0/0/0.*.partial")
-    remove_partial_files(other.folder)
+    store_of(other.folder).remove_partial_files()
     assert content(other.folder) == before
     assert content(finish(other).folder) == content(filled.folder)
 

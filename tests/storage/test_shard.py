@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError
+from storage.files import AtomicFile
 from storage.shard import ShardLayout, ShardReader, ShardWriter, event_key, longest_json
 
 MISSING = 2**64 - 1
@@ -34,14 +36,15 @@ def facts_of(row: int) -> dict:
 
 
 def write(path: Path, layout: ShardLayout, strain: np.ndarray) -> tuple[int, str]:
-    with ShardWriter(path, layout) as writer:
+    with ShardWriter(AtomicFile(path), layout) as writer:
         for row, codes in enumerate(strain):
             writer.add(event_key(row), codes, facts_of(row))
         return writer.finish()
 
 
 def layout_for(slots: int, shape: tuple[int, int], dtype: str, spare: int = 0) -> ShardLayout:
-    return ShardLayout(slots, shape, np.dtype(dtype), longest_json(facts_of(slots)) + spare)
+    encoding = next(item for item in ENCODINGS.values() if item.dtype == np.dtype(dtype))
+    return ShardLayout(slots, shape, encoding, longest_json(facts_of(slots)) + spare)
 
 
 @pytest.fixture
@@ -152,7 +155,7 @@ def test_tar_headers_are_plain_ustar_and_tell_nothing_of_the_writer(shard):
 
 
 def write_one_and_fail(path: Path, layout: ShardLayout, codes: np.ndarray) -> None:
-    with ShardWriter(path, layout) as writer:
+    with ShardWriter(AtomicFile(path), layout) as writer:
         writer.add(event_key(0), codes, facts_of(0))
         assert len(list(path.parent.glob("shard.*.partial"))) == 1
         raise RuntimeError("power cut")

@@ -1,0 +1,142 @@
+"""The same events in another encoding, shard by shard on Dask, with the loss of each certified."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.cluster import ClusterConfig
+from pipeline.promise import largest_peak
+from pipeline.run import (
+    RunReport,
+    checks_of,
+    complete,
+    refuse_a_file,
+    reported,
+    simulator_of_dataset,
+)
+from pipeline.runlog import ShardReport
+from storage.dataset import create_dataset, read_psd, read_schema
+from storage.encodings import (
+    Encoding,
+    certified,
+    default_loss,
+    encoding_for,
+    encoding_named,
+)
+from storage.errors import InputError
+from storage.manifest import read_manifest, require_complete
+from storage.schema import Event, Schema, shard_files
+from storage.shard import ShardReader
+from storage.urls import Store, store_of
+from storage.writer import write_shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecodeConfig:
+    """Into what a data set is recoded, and where the work is done.
+
+    Args:
+        encoding: As for simulate; where none is given, the smallest that keeps max_snr_loss.
+        max_snr_loss: The largest share of its SNR that any event may lose against the source; where
+            neither this nor an encoding is given, 1e-3 with noise and 1e-4 without.
+        cluster: Where the work is done.
+    """
+
+    encoding: str | None = None
+    max_snr_loss: float | None = None
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        certified(encoding_named(self.encoding or "float32"), self.max_snr_loss)
+
+
+def recode_dataset(
+    config: RecodeConfig, url: str | Path | Store, out: str | Path | Store
+) -> RunReport:
+    """Write the events of a data set once more, in another encoding, or what is missing of it.
+
+    Of a source that lost nothing, the files are those that a simulation in that encoding writes.
+
+    Args:
+        config: Into what, and where.
+        url: The source.
+        out: The new data set.
+
+    Raises:
+        InputError: There is no source, or the place holds something else.
+        DamagedDataError: The source is not complete, or damaged.
+    """
+    source, target = store_of(url), store_of(out)
+    schema = read_schema(source)
+    require_complete(source, schema)
+    if source.address.rstrip("/") == target.address.rstrip("/"):
+        raise InputError(f"out: {target.url} is the source; give another place")
+    refuse_a_file(target)
+    recoded = replace(
+        schema, encoding=_encoding_of(config, source, schema), provenance=_provenance_of(schema)
+    )
+    with target.only_writer():
+        create_dataset(target, recoded, read_psd(source))
+        return complete(target, recoded, config.cluster, partial(recode_shard, source.address))
+
+
+def recode_shard(source: str, out: str, shard: int) -> ShardReport:
+    """Recode one shard; the task of a worker.
+
+    Args:
+        source: The data set to read.
+        out: The one to write.
+        shard: Number of the shard, in both.
+    """
+    with reported() as report:
+        events = stored_events(store_of(source), read_schema(source), shard)
+        target = read_schema(out)
+        return report(write_shard(out, target, shard, events, partial(checks_of, out, shard)))
+
+
+def stored_events(store: Store, schema: Schema, shard: int) -> Iterator[Event]:
+    """Read the events of a shard, each proved by its checksum.
+
+    Raises:
+        DamagedDataError: One of them is damaged.
+    """
+    manifest, paths = read_manifest(store, schema, shard), shard_files(shard)
+    parameters, snrs = (
+        np.frombuffer(store.read(paths[name]), "<f8").reshape(schema.events_per_shard, -1)
+        for name in ("parameters", "optimal_snr")
+    )
+    reader = ShardReader(
+        store, paths["strain"], schema.events_per_shard, schema.encoding, manifest.crc32c
+    )
+    codes = np.empty(schema.strain_shape, schema.encoding.dtype)
+    # Draws that were thrown away are known for the shard as a whole.
+    rejected = Counter(manifest.rejected)
+    for row, number in enumerate(schema.events_of(shard)):
+        reader.read_proved(row, codes)
+        strain = schema.encoding.decode(codes)
+        yield Event(number, strain, parameters[row], snrs[row], rejected)
+        rejected = Counter()
+    reader.close()
+
+
+def _encoding_of(config: RecodeConfig, source: Store, schema: Schema) -> Encoding:
+    if config.encoding is not None:
+        return certified(encoding_named(config.encoding), config.max_snr_loss)
+    loss = default_loss(schema.noisy) if config.max_snr_loss is None else config.max_snr_loss
+    simulator, _ = simulator_of_dataset(source.address)
+    return encoding_for(loss, schema.noisy, largest_peak(simulator))
+
+
+def _provenance_of(schema: Schema) -> dict[str, Any]:
+    """Where recoded data come from: as the source, by way of it where it had lost something."""
+    if schema.encoding.type == "float32":
+        return dict(schema.provenance)
+    before: dict[str, Any] = {"encoding": asdict(schema.encoding)}
+    if "recoded_from" in schema.provenance:
+        before["recoded_from"] = schema.provenance["recoded_from"]
+    return {**schema.provenance, "recoded_from": before}

@@ -1,0 +1,256 @@
+"""The way back from damage: metadata from their copies, shards by simulating them once more."""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from pipeline.cluster import ClusterConfig
+from pipeline.config import simulation_from_dict
+from pipeline.noise import load_psds
+from pipeline.run import on_workers, simulate_shard
+from pipeline.runlog import RunLog, ShardReport
+from pipeline.verify import MOST_LINES, verify_dataset
+from storage.dataset import is_recorded_psd, read_schema
+from storage.documents import parse_json, seal_holds
+from storage.errors import DamagedDataError, InputError
+from storage.examine import Finding
+from storage.manifest import Manifest, manifest_path, parse_manifest
+from storage.metadata import children_files
+from storage.progress import progress_bar
+from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK, Schema
+from storage.urls import Store, store_of
+from storage.verify import Inventory, take_inventory
+
+
+class OtherBytesError(DamagedDataError):
+    """A shard was simulated again and has other bytes than its manifest records."""
+
+
+@dataclass
+class RepairReport:
+    """The answer of `strainflow repair`.
+
+    Attributes:
+        data: The data set.
+        found: What was damaged or missing.
+        metadata: Files of the metadata that were restored.
+        shards: Shards that were simulated again.
+        accepted: Those of them whose bytes are not the ones that were recorded before.
+        refused: Why shards were not replaced, by number.
+        remaining: What is still not as it was written.
+    """
+
+    data: str
+    found: list[Finding] = field(default_factory=list)
+    metadata: list[str] = field(default_factory=list)
+    shards: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    remaining: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What became of one shard.
+
+    Attributes:
+        shard: Its number.
+        report: Of its simulation; None where it was not replaced.
+        refusal: Why it was not replaced.
+        accepted: Whether it has other bytes than were recorded.
+    """
+
+    shard: int
+    report: ShardReport | None = None
+    refusal: str = ""
+    accepted: bool = False
+
+
+def repair_dataset(url: str | Path | Store, cluster: ClusterConfig, accept: bool) -> RepairReport:
+    """Restore what is damaged or missing, byte for byte.
+
+    Args:
+        url: The data set.
+        cluster: Where shards are verified and simulated.
+        accept: Whether a shard is replaced although its new bytes are not the recorded ones, as on
+            another kind of CPU; its manifest then records those that were there before.
+
+    Raises:
+        InputError: There is no data set of ours, or somebody writes to it.
+        DamagedDataError: Its metadata are lost.
+    """
+    store = store_of(url)
+    take_inventory(store)  # before the place is held: it may be none of ours
+    with store.only_writer():
+        store.remove_partial_files()
+        inventory = take_inventory(store)
+        restored = _restore_metadata(store, inventory)
+        before = verify_dataset(store, cluster)
+        report = RepairReport(store.url, [*_of_files(inventory, restored), *before.findings])
+        report.metadata = restored
+        shards = [*before.damaged_shards, *_unfinished(inventory)]
+        if shards:
+            _mend(store, cluster, accept, sorted(set(shards)), inventory.schema, report)
+        store.remove_partial_files()
+        report.remaining = _remaining(store, cluster, report)
+    return report
+
+
+def _mend(
+    store: Store,
+    cluster: ClusterConfig,
+    accept: bool,
+    shards: list[int],
+    schema: Schema,
+    report: RepairReport,
+) -> None:
+    """Simulate shards again, and count what became of them."""
+    log = RunLog(store.beside)
+    events = sum(len(schema.events_of(shard)) for shard in shards)
+    with progress_bar(events, "event") as bar:
+        task = partial(mend_shard, store.address, accept)
+        for _, mended in on_workers(cluster, store, task, shards):
+            if mended.report is None:
+                report.refused[mended.shard] = mended.refusal
+            else:
+                report.shards.append(mended.shard)
+                log.add(mended.report)
+            if mended.accepted:
+                report.accepted.append(mended.shard)
+            bar.update(len(schema.events_of(mended.shard)))
+    report.shards.sort()
+
+
+def mend_shard(url: str, accept: bool, shard: int) -> Mended:
+    """Simulate a shard again, prove it, and put it in place; the task of a worker.
+
+    Args:
+        url: The data set.
+        accept: Whether other bytes than those that were recorded are taken.
+        shard: Its number.
+    """
+    proof = _Proof(store_of(url), accept, shard)
+    try:
+        report = simulate_shard(url, shard, proof.approve)
+    except OtherBytesError as error:
+        return Mended(shard, refusal=str(error))
+    return Mended(shard, report, accepted=proof.accepted)
+
+
+@dataclass
+class _Proof:
+    """Holds a shard that was simulated again against what is recorded of it."""
+
+    store: Store
+    accept: bool
+    shard: int
+    accepted: bool = False
+
+    def approve(self, new: Manifest) -> Manifest:
+        """Give the manifest to be written.
+
+        Raises:
+            OtherBytesError: The new files are not those that were recorded, and that was not
+                accepted.
+        """
+        (content,) = self.store.read_each([manifest_path(self.shard)])
+        if content is None:  # never finished: there is nothing to hold it against
+            return new
+        old = self._old(content)
+        recorded = {} if old is None else {path: str(f["blake3"]) for path, f in old.files.items()}
+        made = {path: str(facts["blake3"]) for path, facts in new.files.items()}
+        if made == recorded and old is not None:
+            return replace(new, replaced=old.replaced)
+        if not self.accept:
+            raise OtherBytesError(self._refusal(old))
+        self.accepted = True
+        # From here on the shard is not finished, until its new manifest is there.
+        self.store.remove(manifest_path(self.shard))
+        return replace(new, replaced=recorded)
+
+    def _old(self, content: bytes) -> Manifest | None:
+        """The manifest that is there, if it can be believed."""
+        path = manifest_path(self.shard)
+        try:
+            old = parse_manifest(content, read_schema(self.store), self.shard, path)
+        except DamagedDataError:
+            return None
+        return old if not old.digest or seal_holds(content, old.digest) else None
+
+    def _refusal(self, old: Manifest | None) -> str:
+        if old is None:
+            return (
+                f"shard {self.shard}: its manifest is damaged, so nothing proves that what is "
+                "simulated now is what was written then; `--accept` takes it, and records that"
+            )
+        return (
+            f"shard {self.shard}: simulated here it has other bytes than its manifest records, as "
+            "on another kind of CPU; repair it on one like that of the first run, or take the new "
+            "ones with `--accept`, which records that"
+        )
+
+
+def _restore_metadata(store: Store, inventory: Inventory) -> list[str]:
+    """Write metadata again whose bytes are known; return their paths."""
+    known = children_files(parse_json(inventory.group, store.url))
+    known |= {GROUP_METADATA: inventory.group, GROUP_COPY: inventory.group}
+    restored = []
+    for finding in inventory.findings:
+        content = known.get(finding.file)
+        if finding.file == PSD_CHUNK:
+            content = _psd_again(store, inventory)
+        if content is not None:
+            store.write(finding.file, content)
+            restored.append(finding.file)
+    return restored
+
+
+def _psd_again(store: Store, inventory: Inventory) -> bytes | None:
+    """The PSD as the configuration names it, if that gives the recorded bytes."""
+    provenance = inventory.schema.provenance
+    config = simulation_from_dict(provenance["configuration"])
+    names = [item["name"] for item in provenance["detectors"]]
+    try:
+        content = load_psds(config, names).astype("<f8").tobytes()
+    except InputError:  # a file that lies elsewhere
+        return None
+    group = parse_json(inventory.group, store.url)
+    return content if is_recorded_psd(content, group) else None
+
+
+def _unfinished(inventory: Inventory) -> set[int]:
+    """The shards that have no manifest."""
+    return set(range(inventory.schema.shards)) - set(inventory.finished)
+
+
+def _of_files(inventory: Inventory, restored: list[str]) -> list[Finding]:
+    """What was found of metadata that has been restored since, and is found no more."""
+    return [finding for finding in inventory.findings if finding.file in restored]
+
+
+def _remaining(store: Store, cluster: ClusterConfig, report: RepairReport) -> list[Finding]:
+    """What is still not as it was written: files that are not ours, and what was refused."""
+    left = [finding for finding in take_inventory(store).findings if finding.shard is None]
+    return left + [finding for finding in report.found if finding.shard in report.refused.keys()]
+
+
+def summary(report: RepairReport) -> str:
+    """Put it into words."""
+    lines = [f"{report.data}: {'REPAIRED IN PART' if report.remaining else 'sound'}"]
+    lines += [f"  found: {finding}" for finding in report.found[:MOST_LINES]]
+    if len(report.found) > MOST_LINES:
+        lines.append(f"  ... and {len(report.found) - MOST_LINES} more; --json lists all")
+    if report.metadata:
+        lines.append(f"  restored: {', '.join(report.metadata)}")
+    if report.shards:
+        proven = [shard for shard in report.shards if shard not in report.accepted]
+        lines += [f"  simulated again: shards {_listed(proven)}"] if proven else []
+    if report.accepted:
+        lines.append(f"  accepted with other bytes than before: shards {_listed(report.accepted)}")
+    lines += [f"  refused: {reason}" for reason in report.refused.values()]
+    lines += [f"  remains: {finding}" for finding in report.remaining[:MOST_LINES]]
+    return "\n".join(lines)
+
+
+def _listed(shards: list[int]) -> str:
+    return ", ".join(map(str, shards[:MOST_LINES])) + (", ..." if len(shards) > MOST_LINES else "")

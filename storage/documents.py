@@ -1,0 +1,53 @@
+"""JSON documents in the one form that our files use, and the seal that proves one whole."""
+
+import json
+from typing import Any
+
+import blake3
+
+from storage.errors import DamagedDataError
+
+SEAL = "digest"
+_BLANK = "0" * 64
+
+
+def canonical_json(document: object) -> bytes:
+    """Write JSON in the one form that our files use, so that equal content has equal bytes."""
+    return json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+
+def sealed_json(document: dict[str, Any]) -> bytes:
+    """Write a document with a digest of its own bytes, for which zeros stand in its place."""
+    blank = canonical_json({**document, SEAL: _BLANK})
+    return canonical_json({**document, SEAL: blake3.blake3(blank).hexdigest()})
+
+
+def seal_holds(content: bytes, digest: str) -> bool:
+    """Whether a sealed document has the bytes that it was written with."""
+    blank = content.replace(digest.encode(), _BLANK.encode())
+    return bool(digest) and blake3.blake3(blank).hexdigest() == digest
+
+
+def parse_json(content: bytes | None, name: str) -> dict[str, Any]:
+    """Read a JSON object that we wrote.
+
+    Args:
+        content: Of the file; None where there is none.
+        name: Of the file, for the message.
+
+    Raises:
+        DamagedDataError: The file is missing, or holds something else.
+    """
+    if content is None:
+        raise DamagedDataError(f"{name}: is missing")
+    try:
+        document = json.loads(content, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise DamagedDataError(f"{name}: is not valid JSON, so it was altered") from None
+    if not isinstance(document, dict):
+        raise DamagedDataError(f"{name}: is not a JSON object, so it was altered")
+    return document
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")

@@ -1,0 +1,137 @@
+"""Who writes to a data set: a small document that its writer renews for as long as it lives."""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Protocol, Self
+
+from storage.errors import InputError
+
+RENEW_SECONDS = 10.0
+STALE_SECONDS = 60.0  # without renewal; clocks of machines may differ by some seconds
+
+
+class Paper(Protocol):
+    """Where the document lies."""
+
+    def read(self) -> bytes | None:
+        """What is there, None for nothing."""
+
+    def create(self, content: bytes) -> bool:
+        """Write it where there is none yet; say whether there was none."""
+
+    def replace(self, content: bytes) -> None:
+        """Write it over what is there."""
+
+    def remove(self) -> None:
+        """Remove it, if it is there."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that writes.
+
+    Attributes:
+        host: Its machine.
+        process: Its number there.
+        renewed: When it last said that it lives [s since 1970].
+    """
+
+    host: str
+    process: int
+    renewed: float
+
+    @classmethod
+    def here(cls) -> Self:
+        """This process, now."""
+        return cls(socket.gethostname(), os.getpid(), time.time())
+
+    @classmethod
+    def parse(cls, content: bytes | None) -> Self | None:
+        """Read it back; None for something else, as for nothing."""
+        try:
+            found = json.loads(content or b"")
+            return cls(str(found["host"]), int(found["process"]), float(found["renewed"]))
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+            return None
+
+    def to_bytes(self) -> bytes:
+        """Write it down."""
+        return json.dumps(asdict(self)).encode()
+
+    @property
+    def lives(self) -> bool:
+        """Whether it is at work, as far as can be seen from here."""
+        if self.host == socket.gethostname():
+            return _is_running(self.process)
+        return time.time() - self.renewed < STALE_SECONDS
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}"
+
+
+def current_holder(paper: Paper) -> Holder | None:
+    """The process that holds the document and is at work; None where there is none."""
+    holder = Holder.parse(paper.read())
+    return holder if holder is not None and holder.lives else None
+
+
+@contextmanager
+def held(paper: Paper, place: str) -> Iterator[None]:
+    """Hold a document, and renew it until the end.
+
+    Args:
+        paper: The document.
+        place: What it stands for, for the message.
+
+    Raises:
+        InputError: Another process holds it.
+    """
+    while not paper.create(Holder.here().to_bytes()):
+        refuse_second(current_holder(paper), place)
+        paper.remove()  # of a process that died
+    done = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(paper, done), daemon=True)
+    renewal.start()
+    try:
+        yield
+    finally:
+        done.set()
+        renewal.join()
+        paper.remove()
+
+
+def refuse_second(holder: Holder | None, place: str) -> None:
+    """Say who writes there.
+
+    Raises:
+        InputError: Somebody does.
+    """
+    if holder is not None:
+        raise InputError(
+            f"{place}: {holder} is writing there; wait for its end, or give another place (a "
+            f"process that died on another machine is forgotten after {STALE_SECONDS:g} s)"
+        )
+
+
+def _renew(paper: Paper, done: threading.Event) -> None:
+    while not done.wait(RENEW_SECONDS):
+        try:
+            paper.replace(Holder.here().to_bytes())
+        except (OSError, InputError):  # a full disk, a lost connection: the next time, perhaps
+            continue
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

@@ -1,0 +1,217 @@
+"""A folder on a local or mounted disk."""
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.errors import InputError
+from storage.files import AtomicFile
+from storage.lease import Holder, current_holder, held, refuse_second
+from storage.urls import Store
+
+WRITER = "writer.json"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of some network file systems
+
+
+@dataclass(frozen=True)
+class LocalStore(Store):
+    """Files below a folder.
+
+    Attributes:
+        folder: That folder; it need not be there yet.
+    """
+
+    folder: Path
+
+    @property
+    def url(self) -> str:  # type: ignore[override]  # read-only is enough
+        """The folder's path."""
+        return str(self.folder)
+
+    @property
+    def address(self) -> str:
+        """The folder's path from the root."""
+        return str(self.folder.absolute())
+
+    def read(self, path: str) -> bytes:
+        """Read a whole file."""
+        return (self.folder / path).read_bytes()
+
+    def read_each(self, paths: Sequence[str]) -> Iterator[bytes | None]:
+        """Read small files one after the other."""
+        for path in paths:
+            try:
+                yield self.read(path)
+            except (FileNotFoundError, NotADirectoryError):
+                yield None
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Read ranges of files."""
+        found = []
+        for path, offset, length in ranges:
+            file = self.open(path)
+            found.append(file.read(offset, length))
+            file.close()
+        return found
+
+    def length(self, path: str) -> int | None:
+        """Length of a file in bytes."""
+        try:
+            return (self.folder / path).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def lengths(self) -> Callable[[str], int | None]:
+        """Look each file up when it is asked for."""
+        return self.length
+
+    def files(self, folder: str = "") -> Iterator[str]:
+        """All files and links below a folder; links are not followed."""
+        for parent, folders, names in os.walk(self.folder / folder):
+            inside = os.path.relpath(parent, self.folder)
+            links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+            for name in (*names, *links):
+                yield os.path.normpath(os.path.join(inside, name))
+
+    def names(self, folder: str) -> Iterator[str]:
+        """The names in a folder."""
+        try:
+            with os.scandir(self.folder / folder) as entries:
+                yield from (entry.name for entry in entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+
+    def open(self, path: str) -> "LocalFile":
+        """Open a file for reading."""
+        return LocalFile(self.folder / path)
+
+    def create(self, path: str, contested: bool = False) -> AtomicFile:
+        """Begin a file."""
+        return AtomicFile(self.folder / path, contested)
+
+    def remove(self, path: str) -> None:
+        """Remove a file, if it is there."""
+        (self.folder / path).unlink(missing_ok=True)
+
+    def remove_partial_files(self) -> None:
+        """Remove what writers that died left behind."""
+        for path in self.folder.rglob("*.partial"):
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def only_writer(self) -> Iterator[None]:
+        """Hold the folder, which is created where there is none, against a second run.
+
+        On this machine the kernel's lock decides, which goes with the process however it ends; the
+        document beside the folder tells who it is, and other machines that there is somebody.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paper = _PaperBeside(self.beside / WRITER)
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            self._lock(descriptor, paper)
+            with held(paper, self.url):
+                yield
+        finally:
+            os.close(descriptor)
+
+    def _lock(self, descriptor: int, paper: "_PaperBeside") -> None:
+        """Take the kernel's lock.
+
+        Raises:
+            InputError: Another process has it.
+        """
+        holder = Holder.parse(paper.read())
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            refuse_second(holder, self.url)
+            raise InputError(
+                f"{self.url}: another run is writing there; wait for its end, or give another place"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return
+        if holder is not None and holder.host == socket.gethostname():
+            paper.remove()  # it has died: whoever has its number now is somebody else
+
+    def is_being_written(self) -> bool:
+        """Whether a run holds the folder."""
+        return current_holder(_PaperBeside(self.beside / WRITER)) is not None
+
+    @property
+    def beside(self) -> Path:
+        """`NAME.log`."""
+        folder = self.folder.absolute()
+        return folder.with_name(folder.name + ".log")
+
+
+class LocalFile:
+    """A file open for reading."""
+
+    piece = 2**20  # stays in the processor's cache
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = -1
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self.length = os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read bytes."""
+        return os.pread(self._descriptor, length, offset)
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Read bytes straight into a buffer."""
+        done = 0
+        while done < len(buffer):  # a read may return less than was asked for
+            count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+            if count == 0:
+                break
+            done += count
+        return done
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        """Close the file with the last reference to it."""
+        self.close()
+
+
+@dataclass(frozen=True)
+class _PaperBeside:
+    """The document that says who writes, beside the folder."""
+
+    path: Path
+
+    def read(self) -> bytes | None:
+        try:
+            return self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def create(self, content: bytes) -> bool:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.path.open("xb") as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+        return True
+
+    def replace(self, content: bytes) -> None:
+        new = self.path.with_name(self.path.name + ".new")
+        new.write_bytes(content)
+        new.replace(self.path)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,244 @@
+"""The facts of a data set as Zarr v3 metadata, and back.
+
+`storage/FORMAT.md` is the specification for readers in other languages.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from jaxtyping import Float
+
+from storage.arrays import Array
+from storage.documents import canonical_json
+from storage.encodings import Encoding, encoding_named
+from storage.errors import DamagedDataError, InputError
+from storage.schema import GROUP_COPY, GROUP_METADATA, MANIFEST_FOLDER, PSD_CHUNK, Parameter, Schema
+
+FORMAT_VERSION = 1
+
+_Number = TypeVar("_Number", int, float)
+
+
+def dataset_files(schema: Schema, psd: Float[Array, "detector frequency"]) -> dict[str, bytes]:
+    """Every file of a data set that holds no event, by its path within it; the group's is last.
+
+    Written here and not by zarr-python, so that the bytes do not change with its version. The
+    group's metadata hold all the others and the PSD's digest: they alone say what the data set is.
+    """
+    detectors, samples = schema.strain_shape
+    psd_bytes = psd.astype("<f8").tobytes()
+    per_shard = schema.events_per_shard
+    strain_attributes: dict[str, Any] = {
+        "units": "1",
+        "long_name": "whitened strain in units of sigma",
+        "sample_rate": schema.sample_rate,
+        "detectors": list(schema.detectors),
+    }
+    if schema.encoding.scale_factor is not None:
+        strain_attributes["scale_factor"] = schema.encoding.scale_factor
+        strain_attributes["_FillValue"] = schema.encoding.fill_value
+    children: dict[str, dict[str, Any]] = {
+        # A Zarr group, so that Zarr readers that list the folder know what it is.
+        MANIFEST_FOLDER: {"zarr_format": 3, "node_type": "group"},
+        "strain": _array(
+            (schema.events, detectors, samples),
+            (per_shard, detectors, samples),
+            ("event", "detector", "time"),
+            schema.encoding.dtype.name,
+            schema.encoding.fill_value,
+            strain_attributes,
+            inner_chunk=(1, detectors, samples),
+            encoding=schema.encoding,
+        ),
+        "parameters": _array(
+            (schema.events, len(schema.parameters)),
+            (per_shard, len(schema.parameters)),
+            ("event", "parameter"),
+            "float64",
+            "NaN",
+            {"parameters": [vars(parameter) for parameter in schema.parameters]},
+        ),
+        "optimal_snr": _array(
+            (schema.events, detectors),
+            (per_shard, detectors),
+            ("event", "detector"),
+            "float64",
+            "NaN",
+            {"long_name": "optimal signal-to-noise ratio", "detectors": list(schema.detectors)},
+        ),
+        "psd": _array(
+            (detectors, schema.frequencies),
+            (detectors, schema.frequencies),
+            ("detector", "frequency"),
+            "float64",
+            "NaN",
+            {
+                "units": "1/Hz",
+                "long_name": "one-sided power spectral density",
+                "frequency_step": schema.frequency_step,
+                "detectors": list(schema.detectors),
+                "sha256": hashlib.sha256(psd_bytes).hexdigest(),
+            },
+        ),
+    }
+    ours: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "encoding": schema.encoding.name,
+        "events": schema.events,
+        "events_per_shard": per_shard,
+        "noisy": schema.noisy,
+        **schema.provenance,
+    }
+    if schema.encoding.max_snr_loss is not None:
+        ours["max_snr_loss"] = schema.encoding.max_snr_loss
+    group = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {"strainflow": ours},
+        # With this, xarray and zarr-python read one file in place of listing the folder.
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": children},
+    }
+    documents = {f"{name}/zarr.json": document for name, document in children.items()}
+    documents[GROUP_METADATA] = group
+    files = {path: canonical_json(document) for path, document in documents.items()}
+    return {PSD_CHUNK: psd_bytes, GROUP_COPY: files[GROUP_METADATA], **files}
+
+
+def children_files(group: Mapping[str, Any]) -> dict[str, bytes]:
+    """The metadata files of the group's arrays, as the group's own metadata repeat them."""
+    children = group["consolidated_metadata"]["metadata"]
+    return {f"{name}/zarr.json": canonical_json(document) for name, document in children.items()}
+
+
+def schema_from_metadata(group: Mapping[str, Any], where: str) -> Schema:
+    """Read a schema back from the group's metadata, which repeat those of its arrays.
+
+    Args:
+        group: The parsed `zarr.json` of the group.
+        where: The data set, for messages.
+
+    Raises:
+        InputError: It is no data set of ours, or of a format that this version does not know.
+        DamagedDataError: Something in it is missing or impossible.
+    """
+    ours = group.get("attributes")
+    ours = ours.get("strainflow") if isinstance(ours, dict) else None
+    version = ours.get("format_version") if isinstance(ours, dict) else None
+    if ours is None or version is None:
+        raise InputError(
+            f"{where}: a Zarr group, but none that strainflow wrote (zarr.json has no strainflow "
+            "attributes); give a folder made by `strainflow simulate`"
+        )
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{where}: its format version is {version}, this strainflow reads version "
+            f"{FORMAT_VERSION}; install the strainflow that wrote it"
+        )
+    try:
+        return _schema_of(dict(ours), group["consolidated_metadata"]["metadata"])
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, InputError):  # an encoding that is not known
+            raise
+        raise DamagedDataError(
+            f"{where}: its metadata were altered ({error} is missing or wrong)"
+        ) from None
+
+
+def _schema_of(ours: dict[str, Any], children: Mapping[str, Any]) -> Schema:
+    strain, parameters, psd = (children[name] for name in ("strain", "parameters", "psd"))
+    scale = strain["attributes"].get("scale_factor")
+    loss = ours.pop("max_snr_loss", None)
+    encoding = replace(
+        encoding_named(ours.pop("encoding")),
+        scale_factor=scale if scale is None else _positive(scale, float),
+        max_snr_loss=loss if loss is None else float(loss),
+    )
+    if (encoding.scale_factor is None) != (encoding.dtype.kind == "f"):
+        raise ValueError("scale_factor")
+    del ours["format_version"]
+    return Schema(
+        events=_positive(ours.pop("events"), int),
+        events_per_shard=_positive(ours.pop("events_per_shard"), int),
+        detectors=tuple(map(str, strain["attributes"]["detectors"])),
+        samples=_positive(strain["shape"][2], int),
+        sample_rate=_positive(strain["attributes"]["sample_rate"], float),
+        encoding=encoding,
+        noisy=bool(ours.pop("noisy")),
+        parameters=tuple(map(_parameter, parameters["attributes"]["parameters"])),
+        frequencies=_positive(psd["shape"][1], int),
+        frequency_step=_positive(psd["attributes"]["frequency_step"], float),
+        provenance=ours,
+    )
+
+
+def _parameter(column: Mapping[str, Any]) -> Parameter:
+    parameter = Parameter(**column)
+    texts = (parameter.name, parameter.unit, parameter.prior)
+    bounds = (parameter.minimum, parameter.maximum)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("text of a parameter")
+    if not all(bound is None or isinstance(bound, int | float) for bound in bounds):
+        raise TypeError("bound of a parameter")
+    return parameter
+
+
+def _positive(value: object, kind: type[_Number]) -> _Number:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**62:
+        raise ValueError(f"the number {value!r}")
+    if kind is int and not isinstance(value, int):
+        raise ValueError(f"the number {value!r}")
+    return kind(value)
+
+
+def _array(
+    shape: tuple[int, ...],
+    chunk: tuple[int, ...],
+    dimensions: tuple[str, ...],
+    data_type: str,
+    fill_value: int | str,
+    attributes: Mapping[str, Any],
+    inner_chunk: tuple[int, ...] | None = None,
+    encoding: Encoding | None = None,
+) -> dict[str, Any]:
+    """The metadata of one Zarr v3 array; sharded where an inner chunk is given."""
+    little_endian: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+    if data_type == "int8":
+        little_endian = {"name": "bytes"}
+    codecs: list[dict[str, Any]] = [little_endian]
+    if inner_chunk is not None:
+        inner_codecs = [little_endian]
+        if encoding is not None and encoding.blosc is not None:
+            size = encoding.dtype.itemsize
+            settings = {"typesize": size, "blocksize": math.prod(inner_chunk) * size}
+            inner_codecs.append(
+                {"name": "blosc", "configuration": {**vars(encoding.blosc), **settings}}
+            )
+        codecs = [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": list(inner_chunk),
+                    "codecs": inner_codecs,
+                    "index_codecs": [
+                        {"name": "bytes", "configuration": {"endian": "little"}},
+                        {"name": "crc32c"},
+                    ],
+                    "index_location": "end",
+                },
+            }
+        ]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": data_type,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill_value,
+        "codecs": codecs,
+        "attributes": attributes,
+        "dimension_names": list(dimensions),
+    }

@@ -1,0 +1,306 @@
+"""Whether every byte of a data set is as it was written; and if not, which file, shard and event.
+
+Digests of whole files find the damage: of the three files of each shard, in its manifest; of the
+manifest, in itself; of the group's metadata, in every manifest; of all other metadata, in those.
+Where a digest is wrong, checksums of single events, the tar's headers, and what two files both tell
+say which events are concerned.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import blake3
+
+from storage.dataset import psd_content
+from storage.documents import SEAL, parse_json, seal_holds
+from storage.errors import DamagedDataError, InputError
+from storage.examine import Examination, Finding
+from storage.manifest import (
+    Manifest,
+    finished_shards,
+    manifest_path,
+    parse_manifest,
+)
+from storage.metadata import children_files, schema_from_metadata
+from storage.schema import (
+    GROUP_COPY,
+    GROUP_METADATA,
+    MANIFEST_FOLDER,
+    PSD_CHUNK,
+    Schema,
+    shard_files,
+)
+from storage.urls import Store, store_of
+
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class ShardVerdict:
+    """What was found in one shard.
+
+    Attributes:
+        shard: Its number.
+        events: How many it holds.
+        bytes: That were read.
+        findings: What is wrong with it.
+    """
+
+    shard: int
+    events: int
+    bytes: int
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What the metadata and the list of files say.
+
+    Attributes:
+        group: The group's metadata that the shards belong to, as bytes.
+        schema: What they say.
+        finished: The shards that have a manifest.
+        findings: What is wrong with metadata, and files that should not be there.
+        notes: What could not be verified, and why.
+    """
+
+    group: bytes
+    schema: Schema
+    finished: tuple[int, ...]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+
+
+def take_inventory(url: str | Path | Store) -> Inventory:
+    """Verify the metadata, and look for files that are missing or should not be there.
+
+    Raises:
+        InputError: There is no data set of ours.
+        DamagedDataError: Its metadata are lost.
+    """
+    store = store_of(url)
+    identity = _identity_in_manifests(store)
+    group, findings = _group_metadata(store, identity)
+    schema = schema_from_metadata(parse_json(group, store.where(GROUP_METADATA)), store.url)
+    children = children_files(parse_json(group, ""))
+    for (path, wanted), found in zip(
+        children.items(), store.read_each(list(children)), strict=True
+    ):
+        if found != wanted:
+            findings.append(Finding(path, _altered(found)))
+    if psd_content(store, group) is None:
+        findings.append(Finding(PSD_CHUNK, _altered(next(store.read_each([PSD_CHUNK])))))
+    finished = finished_shards(store, schema)
+    findings += _missing_shards(schema, finished)
+    known = {*children, GROUP_METADATA, GROUP_COPY, PSD_CHUNK}
+    findings += _other_files(store, schema, known)
+    notes = (
+        ()
+        if identity or not finished
+        else (
+            "the manifests are of a strainflow before 0.3.0, which gave them no digests: they "
+            "themselves and the group's metadata cannot be verified",
+        )
+    )
+    return Inventory(group, schema, tuple(finished), tuple(findings), notes)
+
+
+def verify_shard(url: str | Path | Store, group: bytes, shard: int) -> ShardVerdict:
+    """Verify every byte of the files of one finished shard.
+
+    Args:
+        url: The data set.
+        group: The group's metadata.
+        shard: Its number.
+    """
+    store, schema = store_of(url), _schema_of(group)
+    path, events = manifest_path(shard), len(schema.events_of(shard))
+    (content,) = store.read_each([path])
+    try:
+        manifest = parse_manifest(content, schema, shard, path)
+    except DamagedDataError as error:
+        return ShardVerdict(shard, events, len(content or b""), (_of_manifest(path, shard, error),))
+    findings = _verify_manifest(manifest, content or b"", group)
+    sound = dict[str, bool]()
+    total = len(content or b"")
+    for file, facts in manifest.files.items():
+        length, digest = _digest(store, file)
+        total += length or 0
+        sound[file] = (length, digest) == (facts["bytes"], facts["blake3"])
+    findings += Examination(store, schema, manifest, sound).findings()
+    return ShardVerdict(shard, events, total, tuple(findings))
+
+
+def look_at_lengths(url: str | Path | Store, inventory: Inventory) -> Iterator[ShardVerdict]:
+    """See whether the files of each finished shard are there and as long as they were written.
+
+    Args:
+        url: The data set.
+        inventory: Of it.
+    """
+    store, schema = store_of(url), inventory.schema
+    length_of = store.lengths()
+    paths = [manifest_path(shard) for shard in inventory.finished]
+    for shard, path, content in zip(inventory.finished, paths, store.read_each(paths), strict=True):
+        events = len(schema.events_of(shard))
+        try:
+            manifest = parse_manifest(content, schema, shard, path)
+        except DamagedDataError as error:
+            yield ShardVerdict(shard, events, 0, (_of_manifest(path, shard, error),))
+            continue
+        findings = []
+        for file, facts in manifest.files.items():
+            if (length := length_of(file)) != facts["bytes"]:
+                what = "is missing" if length is None else f"has {length:,} bytes"
+                findings.append(Finding(file, f"{what}, {facts['bytes']:,} were written", shard))
+        yield ShardVerdict(shard, events, 0, tuple(findings))
+
+
+def _of_manifest(path: str, shard: int, error: DamagedDataError) -> Finding:
+    """What is wrong with a manifest that cannot be read."""
+    return Finding(path, str(error).removeprefix(f"{path}: ").partition(";")[0], shard)
+
+
+@lru_cache(maxsize=4)
+def _schema_of(group: bytes) -> Schema:
+    return schema_from_metadata(parse_json(group, GROUP_METADATA), "the data set")
+
+
+def _identity_in_manifests(store: Store) -> str | None:
+    """The digest of the group's metadata that a manifest with an unbroken seal records."""
+    names = (name for name in store.names(MANIFEST_FOLDER) if name[:1].isdigit())
+    for name in names:
+        (content,) = store.read_each([f"{MANIFEST_FOLDER}/{name}"])
+        try:
+            document = parse_json(content, name)
+        except DamagedDataError:
+            continue
+        digest, dataset = document.get(SEAL), document.get("dataset")
+        sealed = isinstance(digest, str) and seal_holds(content or b"", digest)
+        if sealed and isinstance(dataset, str) and dataset:
+            return dataset
+    return None
+
+
+def _group_metadata(store: Store, identity: str | None) -> tuple[bytes, list[Finding]]:
+    """The group's metadata, or the copy of them, whichever is as it was written.
+
+    Raises:
+        InputError: There is no data set of ours.
+        DamagedDataError: Neither is.
+    """
+    found = dict(
+        zip(
+            (GROUP_METADATA, GROUP_COPY), store.read_each([GROUP_METADATA, GROUP_COPY]), strict=True
+        )
+    )
+    if found[GROUP_METADATA] is None and found[GROUP_COPY] is None:
+        raise InputError(
+            f"{store.url}: no data set there (no {GROUP_METADATA}); give a folder made by "
+            "`strainflow simulate`"
+        )
+    if identity is None:  # no shard is finished, or all are of before 0.3.0
+        good = _first_that_reads(store, found)
+        if found[GROUP_COPY] is None and found[GROUP_METADATA] is not None:
+            return good, []
+    else:
+        matching = (
+            content
+            for content in found.values()
+            if content is not None and blake3.blake3(content).hexdigest() == identity
+        )
+        good = next(matching, b"")
+        if not good:
+            raise DamagedDataError(
+                f"{store.where(GROUP_METADATA)}: neither it nor its copy {GROUP_COPY} is as the "
+                "manifests record it; run the same `strainflow simulate` again to restore them"
+            )
+    return good, [
+        Finding(path, _altered(content)) for path, content in found.items() if content != good
+    ]
+
+
+def _first_that_reads(store: Store, found: Mapping[str, bytes | None]) -> bytes:
+    """The first of the metadata and their copy that says what the data set is.
+
+    Raises:
+        InputError: There is no data set of ours.
+        DamagedDataError: Neither does.
+    """
+    last: Exception | None = None
+    for path, content in found.items():
+        try:
+            schema_from_metadata(parse_json(content, store.where(path)), store.url)
+        except (InputError, DamagedDataError) as error:
+            last = last or error
+        else:
+            return content or b""
+    assert last is not None, "there are two to try"
+    raise last
+
+
+def _altered(content: bytes | None) -> str:
+    return "is missing" if content is None else "is not as it was written"
+
+
+def _missing_shards(schema: Schema, finished: list[int]) -> Iterator[Finding]:
+    """One finding for each run of shards that have no manifest."""
+    before = -1
+    for shard in (*finished, schema.shards):
+        first, last = before + 1, shard - 1
+        if first <= last:
+            events = f"{schema.events_of(first).start} to {schema.events_of(last).stop - 1}"
+            what = "is missing, so the shard is not finished"
+            if first < last:
+                what = f"and those up to {manifest_path(last)} are missing: not finished"
+            yield Finding(manifest_path(first), f"{what} (events {events})", first)
+        before = shard
+
+
+def _other_files(store: Store, schema: Schema, known: set[str]) -> Iterator[Finding]:
+    """Files that no writer of ours leaves behind."""
+    growing = store.is_being_written()
+    for path in store.files():
+        if path in known or _is_of_a_shard(path, schema):
+            continue
+        if path.endswith(PARTIAL):
+            if not growing:
+                yield Finding(path, "was left by a writer that died")
+        else:
+            yield Finding(path, "does not belong to the data set")
+
+
+def _is_of_a_shard(path: str, schema: Schema) -> bool:
+    digits = next((part for part in path.replace(".json", "").split("/") if part.isdecimal()), "")
+    if not digits or len(digits) > 18:
+        return False
+    shard = int(digits)
+    return shard < schema.shards and path in (*shard_files(shard).values(), manifest_path(shard))
+
+
+def _verify_manifest(manifest: Manifest, content: bytes, group: bytes) -> list[Finding]:
+    path = manifest_path(manifest.shard)
+    if not manifest.digest and not manifest.dataset:  # of before 0.3.0
+        return []
+    if not seal_holds(content, manifest.digest):
+        return [Finding(path, "is not as it was written: its digest is another", manifest.shard)]
+    if manifest.dataset != blake3.blake3(group).hexdigest():
+        return [Finding(path, "is of another data set", manifest.shard)]
+    return []
+
+
+def _digest(store: Store, path: str) -> tuple[int | None, str]:
+    """Length and BLAKE3 digest of a file."""
+    try:
+        file = store.open(path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None, ""
+    digest, offset = blake3.blake3(), 0
+    piece = memoryview(bytearray(file.piece))
+    while count := file.read_into(offset, piece):
+        digest.update(piece[:count])
+        offset += count
+    file.close()
+    return offset, digest.hexdigest()
