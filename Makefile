@@ -3,7 +3,7 @@
 # make test        the quick tests
 # make check       formatting, lint, types, import contracts, tests: green before anything lands
 # make test-slow   the tests that take minutes
-# make test-services   the tests beside a real HTCondor and a real Slurm, which it installs (as root)
+# make test-services   the tests beside a real HTCondor, Slurm and S3 server, which it installs (as root)
 # make bench       the measurements behind the README's figures; alone on the machine
 # make wheelhouse  wheels for a machine without a network
 

@@ -1,4 +1,4 @@
-"""The batch systems, each started once; skipped where they cannot be had, but never in CI."""
+"""The services, each started once; skipped where they cannot be had, but never in CI."""
 
 import os
 
@@ -6,6 +6,7 @@ import pytest
 from daemons import ServiceMissingError
 from htcondor import HTCondor
 from runs import Run, digests
+from s3 import S3
 from slurm import Slurm
 
 
@@ -19,6 +20,13 @@ def htcondor_pool():
 def slurm_cluster():
     with started(Slurm) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A real S3 server; each test makes buckets of its own."""
+    with started(S3) as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the batch systems of the tests share: packages, free ports, daemons, and use by hand."""
+"""What the services of the tests share: packages, free ports, daemons, and use by hand."""
 
 import os
 import shlex
@@ -133,14 +133,18 @@ class Daemons:
 
 
 def try_by_hand(
-    name: str, environment: Mapping[str, str], exported: Sequence[str], flags: Sequence[str]
+    name: str,
+    environment: Mapping[str, str],
+    exported: Sequence[str],
+    flags: Sequence[str],
+    out: str = "events.zarr",
 ) -> int:
     """Run the command on the command line beside a service, or wait for Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if sys.argv[1:]:
             return subprocess.run(sys.argv[1:], env=environment, check=False).returncode
-        return _wait_for_interrupt(name, environment, exported, flags)
+        return _wait_for_interrupt(name, environment, exported, [f"--out {out}", *flags])
     except KeyboardInterrupt:
         return 130
 
@@ -151,7 +155,7 @@ def _wait_for_interrupt(
     print(f"{name} is up until Ctrl-C. In another terminal:\n")
     for variable in exported:
         print(f"  export {variable}={shlex.quote(environment[variable])}")
-    words = ["strainflow simulate --config pipeline/recipes/et-demo.yaml --out events.zarr", *flags]
+    words = ["strainflow simulate --config pipeline/recipes/et-demo.yaml", *flags]
     print(" ".join(["", "", *words, "--cluster.workers=2"]), flush=True)
     try:
         signal.pause()
