@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := pipeline,model
+EXTRAS := pipeline,model,s3
 
 .PHONY: setup demo test test-slow test-services check lint bench wheelhouse clean
 
