@@ -5,7 +5,8 @@ depends on when, where or in what order they were written.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,19 +245,22 @@ def _is_of_finished_shards(store: Store, schema: Schema, wanted: bytes) -> bool:
     shards = finished_shards(store, schema)
     if not shards:
         return False
-    if (recorded := recorded_identity(store, schema, shards)) is not None:
-        return recorded == blake3.blake3(wanted).hexdigest()
+    recorded = recorded_identities(store, schema, shards)
+    if (first := next(recorded, None)) is not None:
+        identity = blake3.blake3(wanted).hexdigest()
+        return identity in chain([first], recorded)  # some may be of another data set
     return list(store.read_each([GROUP_METADATA])) == [wanted]
 
 
-def recorded_identity(store: Store, schema: Schema, shards: Iterable[int]) -> str | None:
-    """The digest of the group's metadata that the first manifest which can be read records."""
+def recorded_identities(store: Store, schema: Schema, shards: Iterable[int]) -> Iterator[str]:
+    """The digests of the group's metadata that manifests record, those that can be read."""
     for shard in shards:
         try:
-            return read_manifest(store, schema, shard).dataset or None
+            dataset = read_manifest(store, schema, shard).dataset
         except DamagedDataError:
             continue
-    return None
+        if dataset:
+            yield dataset
 
 
 def _foreign_entry(store: Store, files: Mapping[str, bytes]) -> str | None:

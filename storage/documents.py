@@ -1,6 +1,7 @@
 """JSON documents in the one form that our files use, and the seal that proves one whole."""
 
 import json
+import re
 from typing import Any
 
 import blake3
@@ -9,6 +10,7 @@ from storage.errors import DamagedDataError
 
 SEAL = "digest"
 _BLANK = "0" * 64
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def canonical_json(document: object) -> bytes:
@@ -24,8 +26,20 @@ def sealed_json(document: dict[str, Any]) -> bytes:
 
 def seal_holds(content: bytes, digest: str) -> bool:
     """Whether a sealed document has the bytes that it was written with."""
+    if not _DIGEST.fullmatch(digest):
+        return False
     blank = content.replace(digest.encode(), _BLANK.encode())
-    return bool(digest) and blake3.blake3(blank).hexdigest() == digest
+    return blake3.blake3(blank).hexdigest() == digest
+
+
+def sealed_document(content: bytes) -> dict[str, Any] | None:
+    """What a sealed document says; None where its seal is broken, or it has none."""
+    try:
+        document = parse_json(content, "")
+    except DamagedDataError:
+        return None
+    digest = document.get(SEAL)
+    return document if isinstance(digest, str) and seal_holds(content, digest) else None
 
 
 def parse_json(content: bytes | None, name: str) -> dict[str, Any]:

@@ -262,7 +262,7 @@ def encoding_for(max_snr_loss: float, noisy: bool, largest_peak: float) -> Encod
 
 def _step_that_loses(loss: float) -> float:
     """The largest step of six significant bits that costs noisy strain at most this."""
-    variance = 1 / (1 - loss) ** 2 - 1  # of the error, step^2 / 12
+    variance = math.expm1(-2 * math.log1p(-loss))  # of the error: 1 / (1 - loss)^2 - 1
     step = math.sqrt(12 * variance / _SPREAD)
     unit = 2.0 ** (math.floor(math.log2(step)) - 5)
     return math.floor(step / unit) * unit

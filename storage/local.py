@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from storage.lease import Holder, current_holder, held, refuse_second
 from storage.urls import Store
 
 WRITER = "writer.json"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of some network file systems
+# Of network file systems without locks, or with none for folders.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class LocalStore(Store):
         for path in paths:
             try:
                 yield self.read(path)
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 yield None
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
@@ -62,9 +64,10 @@ class LocalStore(Store):
     def length(self, path: str) -> int | None:
         """Length of a file in bytes."""
         try:
-            return (self.folder / path).stat().st_size
+            found = (self.folder / path).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def lengths(self) -> Callable[[str], int | None]:
         """Look each file up when it is asked for."""
@@ -101,7 +104,8 @@ class LocalStore(Store):
     def remove_partial_files(self) -> None:
         """Remove what writers that died left behind."""
         for path in self.folder.rglob("*.partial"):
-            path.unlink(missing_ok=True)
+            if not path.is_dir() or path.is_symlink():
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def only_writer(self) -> Iterator[None]:
@@ -159,8 +163,11 @@ class LocalFile:
 
     def __init__(self, path: Path) -> None:
         self._descriptor = -1
-        self._descriptor = os.open(path, os.O_RDONLY)
-        self.length = os.fstat(self._descriptor).st_size
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "Is no file", str(path))
+        self.length = found.st_size
 
     def read(self, offset: int, length: int) -> bytes:
         """Read bytes."""
