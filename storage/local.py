@@ -42,14 +42,19 @@ class LocalStore(Store):
 
     def read(self, path: str) -> bytes:
         """Read a whole file."""
-        return (self.folder / path).read_bytes()
+        file = self.open(path)
+        try:
+            content = bytearray(file.length)
+            return bytes(content[: file.read_into(0, memoryview(content))])
+        finally:
+            file.close()
 
     def read_each(self, paths: Sequence[str]) -> Iterator[bytes | None]:
         """Read small files one after the other."""
         for path in paths:
             try:
                 yield self.read(path)
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            except (FileNotFoundError, NotADirectoryError):
                 yield None
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:

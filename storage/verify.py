@@ -116,16 +116,11 @@ def verify_shard(url: str | Path | Store, group: bytes, shard: int) -> ShardVerd
         shard: Its number.
     """
     store, schema = store_of(url), _schema_of(group)
-    path, events = manifest_path(shard), len(schema.events_of(shard))
-    (content,) = store.read_each([path])
-    try:
-        manifest = parse_manifest(content, schema, shard, path)
-    except DamagedDataError as error:
-        return ShardVerdict(shard, events, len(content or b""), (_of_manifest(path, shard, error),))
-    total = len(content or b"")
-    findings = _verify_manifest(manifest, content or b"", group)
-    if findings:  # then nothing is known of the files
-        return ShardVerdict(shard, events, total, tuple(findings))
+    (content,) = store.read_each([manifest_path(shard)])
+    events, total = len(schema.events_of(shard)), len(content or b"")
+    manifest = _read_manifest(content, group, shard)
+    if isinstance(manifest, Finding):  # then nothing is known of the files
+        return ShardVerdict(shard, events, total, (manifest,))
     sound = dict[str, bool]()
     for file, facts in manifest.files.items():
         length, digest = file_digest(store, file)
@@ -147,15 +142,18 @@ def proved_manifest(url: str | Path | Store, group: bytes, shard: int) -> Manife
         DamagedDataError: It is missing, altered, or of another data set.
     """
     store, path = store_of(url), manifest_path(shard)
-    (content,) = store.read_each([path])
-    manifest = parse_manifest(content, _schema_of(group), shard, store.where(path))
-    for finding in _verify_manifest(manifest, content or b"", group):
-        raise DamagedDataError(f"{store.where(path)}: {finding.what}; `strainflow repair` mends it")
+    manifest = _read_manifest(next(store.read_each([path])), group, shard)
+    if isinstance(manifest, Finding):
+        raise DamagedDataError(
+            f"{store.where(path)}: {manifest.what}; `strainflow repair {store.url}` mends it"
+        )
     return manifest
 
 
 def look_at_lengths(url: str | Path | Store, inventory: Inventory) -> Iterator[ShardVerdict]:
     """See whether the files of each finished shard are there and as long as they were written.
+
+    The manifests, which say how long, are proved too.
 
     Args:
         url: The data set.
@@ -164,12 +162,11 @@ def look_at_lengths(url: str | Path | Store, inventory: Inventory) -> Iterator[S
     store, schema = store_of(url), inventory.schema
     length_of = store.lengths()
     paths = [manifest_path(shard) for shard in inventory.finished]
-    for shard, path, content in zip(inventory.finished, paths, store.read_each(paths), strict=True):
+    for shard, content in zip(inventory.finished, store.read_each(paths), strict=True):
         events = len(schema.events_of(shard))
-        try:
-            manifest = parse_manifest(content, schema, shard, path)
-        except DamagedDataError as error:
-            yield ShardVerdict(shard, events, 0, (_of_manifest(path, shard, error),))
+        manifest = _read_manifest(content, inventory.group, shard)
+        if isinstance(manifest, Finding):
+            yield ShardVerdict(shard, events, 0, (manifest,))
             continue
         findings = []
         for file, facts in manifest.files.items():
@@ -179,9 +176,20 @@ def look_at_lengths(url: str | Path | Store, inventory: Inventory) -> Iterator[S
         yield ShardVerdict(shard, events, 0, tuple(findings))
 
 
-def _of_manifest(path: str, shard: int, error: DamagedDataError) -> Finding:
-    """What is wrong with a manifest that cannot be read."""
-    return Finding(path, str(error).removeprefix(f"{path}: ").partition(";")[0], shard)
+def _read_manifest(content: bytes | None, group: bytes, shard: int) -> Manifest | Finding:
+    """Read a manifest, or say what is wrong with it."""
+    path, schema = manifest_path(shard), _schema_of(group)
+    try:
+        manifest = parse_manifest(content, schema, shard, path)
+    except DamagedDataError as error:
+        return Finding(path, str(error).removeprefix(f"{path}: ").partition(";")[0], shard)
+    if not manifest.digest and not manifest.dataset:  # of before 0.3.0
+        return manifest
+    if not seal_holds(content or b"", manifest.digest):
+        return Finding(path, "is not as it was written: its digest is another", shard)
+    if manifest.dataset != blake3.blake3(group).hexdigest():
+        return Finding(path, "is of another data set", shard, tuple(schema.events_of(shard)))
+    return manifest
 
 
 @lru_cache(maxsize=4)
@@ -311,18 +319,6 @@ def _is_of_a_shard(path: str, schema: Schema) -> bool:
         return False
     shard = int(digits)
     return shard < schema.shards and path in (*shard_files(shard).values(), manifest_path(shard))
-
-
-def _verify_manifest(manifest: Manifest, content: bytes, group: bytes) -> list[Finding]:
-    path = manifest_path(manifest.shard)
-    if not manifest.digest and not manifest.dataset:  # of before 0.3.0
-        return []
-    if not seal_holds(content, manifest.digest):
-        return [Finding(path, "is not as it was written: its digest is another", manifest.shard)]
-    if manifest.dataset != blake3.blake3(group).hexdigest():
-        events = tuple(range(manifest.first_event, manifest.last_event + 1))
-        return [Finding(path, "is of another data set", manifest.shard, events)]
-    return []
 
 
 def file_digest(store: Store, path: str) -> tuple[int | None, str]:
