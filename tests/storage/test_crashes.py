@@ -20,6 +20,7 @@ from crashes import act_before_system_call, run_until_system_call, system_calls
 from permitted import skipped_where_not_permitted
 from small_disks import small_disk
 
+from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError, InputError
 from storage.local import LocalStore
 from storage.manifest import finished_shards, require_complete
@@ -36,10 +37,12 @@ def every_call_or(some):
     return pytest.mark.parametrize("every", calls)
 
 
-@pytest.fixture(scope="module")
-def short(small):
+@pytest.fixture(
+    scope="module", params=["float32", pytest.param("int8+blosc", marks=pytest.mark.slow)]
+)
+def short(small, request):
     """The small data set, but for one of the two full shards that it has before the partial one."""
-    return replace(small, events=4)
+    return replace(small, events=4, encoding=ENCODINGS[request.param])
 
 
 @pytest.fixture(scope="module")
