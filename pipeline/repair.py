@@ -1,5 +1,7 @@
 """The way back from damage: metadata from their copies, shards by simulating them once more."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -157,9 +159,9 @@ class _Proof:
         (content,) = self.store.read_each([path])
         if content is None:  # never finished: there is nothing to hold it against
             return new
-        old = self._old(content)
-        if old is not None and _digests(old) == made:
-            return replace(new, replaced=old.replaced)
+        # Digests prove the new files even where the rest of the manifest is damaged.
+        if all(f'"blake3": "{digest}"'.encode() in content for digest in made.values()):
+            return replace(new, replaced=_replaced_in(content, made))
         sealed = sealed_document(content)
         if sealed is not None and (sealed.get("shard"), sealed.get("dataset")) != (
             self.shard,
@@ -167,15 +169,16 @@ class _Proof:
         ):
             self.store.remove(path)  # of another shard or data set: it says nothing of this one
             return new
+        old = self._old(content)
         believed = old is not None and (sealed is not None or not old.digest)
         before = _digests(old) if old is not None and believed else self._digests_there()
         if before == made:  # only the manifest is damaged
             return new
         if not self.accept:
             raise OtherBytesError(self._refusal(believed))
+        # Until the new manifest is there the old one stays, damaged files or not: what it records
+        # would be lost if this was stopped in between.
         self.accepted = True
-        # From here on the shard is not finished, until its new manifest is there.
-        self.store.remove(path)
         return replace(new, replaced=before)
 
     def _old(self, content: bytes) -> Manifest | None:
@@ -208,6 +211,14 @@ class _Proof:
 def _digests(manifest: Manifest) -> dict[str, str]:
     """Of a shard's files, by path."""
     return {path: str(facts["blake3"]) for path, facts in manifest.files.items()}
+
+
+def _replaced_in(manifest: bytes, paths: Iterable[str]) -> dict[str, str]:
+    """What a manifest records of files that were replaced, be it damaged elsewhere or not."""
+    found = {
+        path: re.search(rb'"%s": "([0-9a-f]{64})"' % path.encode(), manifest) for path in paths
+    }
+    return {path: match[1].decode() for path, match in found.items() if match}
 
 
 def _restore_metadata(store: Store, inventory: Inventory) -> list[str]:
