@@ -232,7 +232,9 @@ def test_two_shards_that_changed_places_change_back(folder, repair, expected):
 # Metadata
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{}"])
+@pytest.mark.parametrize(
+    "content", [None, *(pytest.param(item, marks=pytest.mark.slow) for item in (b"", b"{}"))]
+)
 @pytest.mark.parametrize("name", [GROUP_METADATA, GROUP_COPY, PSD_CHUNK, *CHILDREN])
 def test_each_file_of_the_metadata_is_restored_and_nothing_else_is_written(
     folder, repair, expected, name, content

@@ -17,7 +17,7 @@ from storage.writer import write_shard
 PATIENCE = 60.0  # seconds until a writer is taken for hung
 
 
-@pytest.fixture(params=["int16", "int8+blosc"])
+@pytest.fixture(params=["int8+blosc", pytest.param("int16", marks=pytest.mark.slow)])
 def growing(request, tmp_path, small, start):
     """A data set of seven shards without any yet."""
     schema = replace(small, events=20, encoding=ENCODINGS[request.param])
