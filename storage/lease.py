@@ -8,12 +8,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 from typing import Protocol, Self
 
 from storage.errors import InputError
 
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0  # without renewal; clocks of machines may differ by some seconds
+SETTLE_SECONDS = 1.0  # after which two that take over at the same moment see who was the last
 
 
 class Paper(Protocol):
@@ -40,23 +43,31 @@ class Holder:
         host: Its machine.
         process: Its number there.
         renewed: When it last said that it lives [s since 1970].
+        numbering: Among which processes it has that number: those of this start of the machine, and
+            of this container. Empty where that cannot be told.
     """
 
     host: str
     process: int
     renewed: float
+    numbering: str = ""
 
     @classmethod
     def here(cls) -> Self:
         """This process, now."""
-        return cls(socket.gethostname(), os.getpid(), time.time())
+        return cls(socket.gethostname(), os.getpid(), time.time(), _numbering())
 
     @classmethod
     def parse(cls, content: bytes | None) -> Self | None:
         """Read it back; None for something else, as for nothing."""
         try:
             found = json.loads(content or b"")
-            return cls(str(found["host"]), int(found["process"]), float(found["renewed"]))
+            return cls(
+                str(found["host"]),
+                int(found["process"]),
+                float(found["renewed"]),
+                str(found.get("numbering", "")),
+            )
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             return None
 
@@ -67,7 +78,7 @@ class Holder:
     @property
     def lives(self) -> bool:
         """Whether it is at work, as far as can be seen from here."""
-        if self.host == socket.gethostname():
+        if self.host == socket.gethostname() and self.numbering == _numbering():
             return _is_running(self.process)
         return time.time() - self.renewed < STALE_SECONDS
 
@@ -92,9 +103,8 @@ def held(paper: Paper, place: str) -> Iterator[None]:
     Raises:
         InputError: Another process holds it.
     """
-    while not paper.create(Holder.here().to_bytes()):
-        refuse_second(current_holder(paper), place)
-        paper.remove()  # of a process that died
+    if not paper.create(content := Holder.here().to_bytes()):
+        _take_over(paper, content, place)
     done = threading.Event()
     renewal = threading.Thread(target=_renew, args=(paper, done), daemon=True)
     renewal.start()
@@ -103,8 +113,25 @@ def held(paper: Paper, place: str) -> Iterator[None]:
     finally:
         done.set()
         renewal.join()
-        if not _is_of_another(paper):
-            paper.remove()
+        try:
+            if not _is_of_another(paper):
+                paper.remove()
+        except InputError:  # the server is gone; this process soon is, too
+            pass
+
+
+def _take_over(paper: Paper, content: bytes, place: str) -> None:
+    """Take the document of a process that died.
+
+    Raises:
+        InputError: It lives, or another process has taken it.
+    """
+    refuse_second(current_holder(paper), place)
+    paper.replace(content)
+    time.sleep(SETTLE_SECONDS)
+    if (found := paper.read()) != content:
+        refuse_second(Holder.parse(found), place)
+        raise InputError(f"{place}: another run took it at this moment; run it again")
 
 
 def refuse_second(holder: Holder | None, place: str) -> None:
@@ -134,6 +161,15 @@ def _renew(paper: Paper, done: threading.Event) -> None:
             paper.replace(Holder.here().to_bytes())
         except (OSError, InputError):  # a full disk, a lost connection: the next time, perhaps
             continue
+
+
+@cache
+def _numbering() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 def _is_running(process: int) -> bool:

@@ -173,14 +173,15 @@ def store_of(url: "str | Path | Store") -> Store:
         return url
     text = str(url)
     scheme, separator, rest = text.partition("://")
-    if not separator or scheme == "file":
+    if not separator or scheme in ("file", "local"):
         from storage.local import LocalStore
 
         return LocalStore(Path(rest if separator else text))
-    if re.match(r"[^/]*:[^/]*@", rest):
+    if re.search(r":.*@|[?#]", rest):  # a secret of AWS may hold slashes
         raise InputError(
-            f"{scheme}://...: the URL holds a secret, which would be recorded; give credentials "
-            "through the environment (AWS_ACCESS_KEY_ID and the like) or a configuration file"
+            f"{scheme}://...: the URL holds a secret or a query, which would be recorded; give "
+            "credentials through the environment (AWS_ACCESS_KEY_ID and the like) or ~/.aws, and "
+            "the URL without `:`, `@`, `?` and `#`"
         )
     from storage.objects import ObjectStore
 
