@@ -6,7 +6,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -227,3 +227,5 @@ class _PaperBeside:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be a log
+            self.path.parent.rmdir()

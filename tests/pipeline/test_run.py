@@ -284,10 +284,11 @@ def test_an_encoding_keeps_the_events_to_its_step(et_bbh, tmp_path, encoding):
 def test_a_worker_with_other_libraries_writes_nothing(et_bbh, tmp_path):
     config = et_bbh()
     simulator = Simulator.from_config(config.simulation)
-    folder = create_dataset(tmp_path / "x.zarr", describe_dataset(config, simulator), simulator.psd)
+    folder = tmp_path / "x.zarr"
+    create_dataset(folder, describe_dataset(config, simulator), simulator.psd)
     metadata = json.loads((folder / "zarr.json").read_text())
     metadata["attributes"]["strainflow"]["versions"]["lalsuite"] = "0.0.1"
     (folder / "zarr.json").write_text(json.dumps(metadata))
     with pytest.raises(InputError, match=r"is made with lalsuite 0.0.1, the worker on .* has "):
-        simulate_shard(folder, 0)
+        simulate_shard(str(folder), 0)
     assert not list(folder.glob("strain/c/*"))

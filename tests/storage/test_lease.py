@@ -88,8 +88,11 @@ def test_after_sigkill_of_the_first_the_second_goes_on_at_once(place, elsewhere)
 def test_after_the_end_of_the_first_nothing_is_left(place, elsewhere):
     elsewhere.communicate()
     assert elsewhere.returncode == 0
-    assert list(paper(place).parent.iterdir()) == []
+    assert not paper(place).parent.exists()
+    paper(place).parent.mkdir()
+    (paper(place).parent / "shards.jsonl").touch()
     assert hold(place)
+    assert [path.name for path in paper(place).parent.iterdir()] == ["shards.jsonl"]
 
 
 def test_it_is_told_from_another_path_to_the_same_place(place, elsewhere, tmp_path, monkeypatch):
