@@ -1,10 +1,14 @@
+import re
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from storage.encodings import ENCODINGS, encoding_named
+from storage.blosc import compress
+from storage.encodings import ENCODINGS, certified, encoding_for, encoding_named
 from storage.errors import InputError
 
 INTEGERS = ["int16", "int8"]
@@ -42,7 +46,7 @@ def test_integers_are_off_by_at_most_half_a_step_and_never_use_the_fill_value(na
 
 def test_stored_types_are_little_endian(encoding):
     dtype = ENCODINGS[encoding].dtype
-    assert dtype.name == encoding
+    assert dtype.name == encoding.removesuffix("+blosc")
     assert dtype.newbyteorder("<") == dtype
 
 
@@ -54,7 +58,7 @@ def test_the_largest_magnitude_fits_and_the_next_one_is_refused_by_name_and_numb
     assert np.isfinite(ENCODINGS[encoding].encode(strain, 0).astype(float)).all()
     strain[1, 7] = sign * limit * 1.001
     with pytest.raises(
-        InputError, match=rf"event 4711: its peak of .* encoding {encoding}, .* up to"
+        InputError, match=rf"event 4711: its peak of .* encoding {re.escape(encoding)}, .* up to"
     ):
         ENCODINGS[encoding].encode(strain, 4711)
 
@@ -114,3 +118,56 @@ def test_float32_loses_nothing(noisy):
 def test_an_unknown_encoding_is_refused_with_those_that_are_known():
     with pytest.raises(InputError, match="'int4', known are float32, float16, int16, int8"):
         encoding_named("int4")
+
+
+@pytest.mark.parametrize("loss", [1e-2, 1e-3, 1e-4, 1e-6])
+@pytest.mark.parametrize("name", ["int8", "int16"])
+def test_the_step_of_a_promise_costs_noise_just_less_than_was_promised(name, loss):
+    peak = 10.0 if name == "int8" and loss > 3e-4 else 100.0
+    encoding = encoding_for(loss, noisy=True, largest_peak=peak)
+    strain = np.random.default_rng(4).standard_normal((3, 65_536))
+    lost = encoding.certify(strain, encoding.encode(strain, 0), True, 0)
+    assert encoding.max_snr_loss == loss
+    assert 0.9 * loss < lost <= loss
+
+
+@pytest.mark.parametrize("loss", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("snr", [1.0, 8.0, 100.0, 3000.0])
+def test_a_signal_alone_keeps_the_promise_however_loud_it_is(loss, snr):
+    """A chirp most of whose samples lie below any step that suits its peak."""
+    time = np.linspace(-8, 0, 65_536)
+    signal = np.exp(3 * time) * np.sin(400 * time + 60 * time**2)
+    strain = snr * signal / np.sqrt(np.sum(signal**2)) * np.ones((3, 1)) / np.sqrt(3)
+    encoding = encoding_for(loss, noisy=False, largest_peak=snr)
+    codes = encoding.encode(strain, 0, noisy=False)
+    stored = encoding.decode(codes).astype(float)
+    overlap = np.sum(stored * strain) / np.sqrt(np.sum(stored**2) * np.sum(strain**2))
+    assert encoding.name == "float16+blosc"
+    assert 1 - overlap <= loss
+    assert encoding.certify(strain, codes, False, 0) == pytest.approx(1 - overlap, abs=1e-9)
+    # Four times the step would not have kept it: the step is no finer than it has to be.
+    step = np.abs(codes[codes != 0]).min()
+    coarse = np.rint(strain / (4 * float(step))) * 4 * float(step)
+    assert encoding.snr_loss(strain, coarse.astype("f2"), noisy=False) > loss
+
+
+def test_a_broken_promise_stops_with_the_events_number():
+    encoding = certified(ENCODINGS["int8"], 1e-4)
+    strain = np.random.default_rng(5).standard_normal((3, 1000))
+    with pytest.raises(InputError, match=r"event 17: the encoding int8 takes 0\.0006.* 0\.0001 w"):
+        encoding.certify(strain, encoding.encode(strain, 17), True, 17)
+
+
+def test_silence_has_nothing_to_lose():
+    encoding = encoding_for(1e-4, noisy=False, largest_peak=1.0)
+    silence = np.zeros((3, 100))
+    assert encoding.certify(silence, encoding.encode(silence, 0, noisy=False), False, 0) == 0.0
+
+
+def test_a_frame_does_not_depend_on_who_compresses_it():
+    """Blosc's own threads would append their blocks as they come."""
+    codes = np.random.default_rng(6).integers(-40, 40, (3, 65_536)).astype("<i2")
+    settings = ENCODINGS["int16+blosc"].blosc
+    here = compress(codes, settings)
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: compress(codes, settings), range(32))) == {here}

@@ -1,23 +1,28 @@
 """The same files, read by the tools of both worlds; nothing of ours takes part in the reading."""
 
+import gc
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import warnings
 from pathlib import Path
 
+import blake3
 import dask.array
 import google_crc32c
+import numcodecs
 import numpy as np
 import pytest
+import tensorstore
 import webdataset
 import xarray
 import zarr
 
-from storage import open_dataset
+from storage import decode_strain, open_dataset
 from storage.encodings import ENCODINGS
 from storage.schema import Parameter
 from storage.writer import shard_layout
@@ -37,6 +42,18 @@ def _warnings_are_errors():
 def data(full_size, encoding):
     """Five full-size events in three shards, the last one partial."""
     return full_size(encoding)
+
+
+@pytest.fixture(params=[name for name, facts in ENCODINGS.items() if not facts.compressed])
+def plain(request, full_size):
+    """The same, uncompressed."""
+    return full_size(request.param)
+
+
+@pytest.fixture(params=[name for name, facts in ENCODINGS.items() if facts.compressed])
+def compressed(request, full_size):
+    """The same, compressed."""
+    return full_size(request.param)
 
 
 def step_of(data) -> np.ndarray:
@@ -94,6 +111,33 @@ def test_dask_reads_one_event_a_chunk(data):
     assert np.array_equal(strain.compute(scheduler="sync"), data.codes)
 
 
+def test_tensorstore_reads_the_stored_numbers(data):
+    place = {"driver": "file", "path": str(data.folder / "strain")}
+    strain = tensorstore.open({"driver": "zarr3", "kvstore": place}, open=True).result()
+    assert strain.domain.labels == ("event", "detector", "time")
+    assert np.array_equal(strain.read().result(), data.codes)
+    assert np.array_equal(strain[3, 1, 500:600].read().result(), data.codes[3, 1, 500:600])
+
+
+def test_zarrs_reads_the_stored_numbers(data):
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+        strain = zarr.open_array(data.folder / "strain", mode="r")
+        assert type(strain.async_array.codec_pipeline).__name__ == "ZarrsCodecPipeline"
+        assert np.array_equal(strain[:], data.codes)
+        assert np.array_equal(strain[2], data.codes[2])
+
+
+def test_zarr_pythons_own_codec_writes_the_same_frames(compressed):
+    """The metadata describe how the frames were made, not only how they are read."""
+    (sharding,) = json.loads((compressed.folder / "strain/zarr.json").read_bytes())["codecs"]
+    _, blosc = sharding["configuration"]["codecs"]
+    codec = zarr.codecs.BloscCodec.from_dict(blosc)
+    shard = (compressed.folder / "strain/c/0/0/0").read_bytes()
+    (offset, length), _ = np.frombuffer(shard[-36:-4], "<u8").reshape(2, 2).tolist()
+    made = codec._blosc_codec.encode(np.ascontiguousarray(compressed.codes[0]))
+    assert bytes(made) == shard[offset : offset + length]
+
+
 def test_our_own_reader_agrees_with_xarray(data):
     ours, plain = open_dataset(data.folder), xarray.open_zarr(data.folder)
     assert np.array_equal(ours.strain, plain.strain)
@@ -119,9 +163,11 @@ import webdataset as wds
 assert importlib.util.find_spec("storage") is None, "our packages are within reach"
 for folder in sys.argv[2:]:
     samples = list(wds.WebDataset(folder + "/{SHARDS}", shardshuffle=False).decode())
+    member = "strain.blosc" if folder.endswith("blosc") else "strain.npy"
     np.savez(
         folder + ".npz",
-        strain=np.stack([sample["strain.npy"] for sample in samples]),
+        # What webdataset has no decoder for it hands on as bytes; here they are only carried.
+        strain=[v if member == "strain.npy" else v.hex() for v in (s[member] for s in samples)],
         facts=json.dumps([sample["json"] for sample in samples]),
         keys=[sample["__key__"] for sample in samples],
     )
@@ -130,24 +176,37 @@ assert "storage" not in sys.modules
 
 
 @pytest.fixture(scope="module")
-def stock_webdataset(full_size):
+def stock_webdataset(full_size, tmp_path_factory):
     """What a bare webdataset, in a process of its own, reads from all the full-size data sets."""
-    folders = {name: full_size(name).folder for name in ENCODINGS}
+    names = tmp_path_factory.mktemp("names")
+    for name in ENCODINGS:
+        (names / name).symlink_to(full_size(name).folder)
+    folders = [str(names / name) for name in ENCODINGS]
     packages = Path(webdataset.__file__).parents[1]
-    command = [sys.executable, "-I", "-S", "-c", STOCK_WEBDATASET, packages, *folders.values()]
+    command = [sys.executable, "-I", "-S", "-c", STOCK_WEBDATASET, packages, *folders]
     done = subprocess.run(command, cwd="/", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return {name: np.load(f"{folder}.npz") for name, folder in folders.items()}
+    return {name: np.load(names / f"{name}.npz") for name in ENCODINGS}
 
 
 def test_stock_webdataset_reads_every_event_of_every_shard(data, encoding, stock_webdataset):
     read = stock_webdataset[encoding]
     assert read["keys"].tolist() == [f"{number:09d}" for number in range(5)]
-    assert read["strain"].dtype == data.schema.encoding.dtype
-    assert np.array_equal(read["strain"], data.codes)
+    strain = read["strain"]
     facts = json.loads(str(read["facts"]))
+    if data.schema.encoding.compressed:  # by Blosc alone, with what the JSON beside it says
+        strain = np.stack(
+            [
+                np.frombuffer(numcodecs.Blosc().decode(bytes.fromhex(frame)), f["dtype"]).reshape(
+                    len(f["detectors"]), f["samples"]
+                )
+                for frame, f in zip(strain, facts, strict=True)
+            ]
+        )
+    assert strain.dtype == data.schema.encoding.dtype
+    assert np.array_equal(strain, data.codes)
     assert_same_within_the_step(
-        np.stack([s * f["scale_factor"] for s, f in zip(read["strain"], facts, strict=True)]), data
+        np.stack([s * f["scale_factor"] for s, f in zip(strain, facts, strict=True)]), data
     )
     for number, found in enumerate(facts):
         assert found["event"] == number
@@ -156,6 +215,18 @@ def test_stock_webdataset_reads_every_event_of_every_shard(data, encoding, stock
         names = data.schema.parameter_names
         assert found["parameters"] == dict(zip(names, data.parameters[number], strict=True))
         assert found["optimal_snr"] == data.optimal_snr[number].tolist()
+
+
+def test_with_our_decoder_webdataset_hands_on_arrays_compressed_or_not(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves closing to Python
+        shards = webdataset.WebDataset(f"{data.folder}/{SHARDS}", shardshuffle=False)
+        pairs = shards.decode().map(decode_strain).to_tuple("strain.npy", "json")
+        read = [(facts["event"], strain) for strain, facts in pairs]
+        del shards, pairs
+        gc.collect()
+    assert [number for number, _ in read] == [0, 1, 2, 3, 4]
+    assert np.array_equal(np.stack([strain for _, strain in read]), data.codes)
 
 
 def tar(*arguments) -> bytes:
@@ -168,24 +239,82 @@ def tar(*arguments) -> bytes:
     return done.stdout
 
 
-def test_gnu_tar_lists_and_extracts_it_without_a_complaint(data):
-    last = data.folder / "strain/c/2/0/0"
-    size = 512 + data.strain[0].size * data.schema.encoding.dtype.itemsize
+def test_gnu_tar_lists_and_extracts_it_without_a_complaint(plain):
+    last = plain.folder / "strain/c/2/0/0"
+    size = 512 + plain.strain[0].size * plain.schema.encoding.dtype.itemsize
     listed = [line.split() for line in tar("-tvf", last).decode().splitlines()]
     assert [line[-1] for line in listed] == ["000000004.json", "000000004.strain.npy"]
     assert listed[1][:4] == ["-rw-r--r--", "0/0", str(size), "1970-01-01"]
     array = np.load(io.BytesIO(tar("-xOf", last, "000000004.strain.npy")), allow_pickle=False)
-    assert np.array_equal(array, data.codes[4])
+    assert np.array_equal(array, plain.codes[4])
     assert json.loads(tar("-xOf", last, "000000004.json"))["event"] == 4
-    assert len(tar("-tf", data.folder / "strain/c/0/0/0").split()) == 4
+    assert len(tar("-tf", plain.folder / "strain/c/0/0/0").split()) == 4
 
 
-def test_a_payload_can_be_mapped_into_memory_at_the_offset_in_the_index(data):
-    shard = data.folder / "strain/c/1/0/0"
+def test_gnu_tar_extracts_frames_that_blosc_reads(compressed):
+    last = compressed.folder / "strain/c/2/0/0"
+    listed = [line.split() for line in tar("-tvf", last).decode().splitlines()]
+    assert [line[-1] for line in listed] == ["000000004.json", "000000004.strain.blosc"]
+    frame = tar("-xOf", last, "000000004.strain.blosc")
+    assert len(frame) == int(listed[1][2])
+    stored = np.frombuffer(numcodecs.Blosc().decode(frame), compressed.schema.encoding.dtype)
+    assert np.array_equal(stored.reshape(3, -1), compressed.codes[4])
+
+
+def test_a_payload_can_be_mapped_into_memory_at_the_offset_in_the_index(plain):
+    shard = plain.folder / "strain/c/1/0/0"
     entries = np.frombuffer(shard.read_bytes()[-36:-4], "<u8").reshape(2, 2)
     for number, (offset, _) in zip((2, 3), entries, strict=True):
-        mapped = np.memmap(shard, data.schema.encoding.dtype, "r", int(offset), (3, 65_536))
-        assert np.array_equal(mapped, data.codes[number])
+        mapped = np.memmap(shard, plain.schema.encoding.dtype, "r", int(offset), (3, 65_536))
+        assert np.array_equal(mapped, plain.codes[number])
+
+
+NEWEST_ZARR = """
+import sys
+import numpy as np
+import zarr
+for folder in sys.argv[1:]:
+    codes = np.load(folder + "-codes.npy")
+    group = zarr.open_group(folder, mode="r")
+    assert np.array_equal(group["strain"][:], codes), folder
+    assert np.array_equal(group["strain"][3, 1, 70:90], codes[3, 1, 70:90]), folder
+print(zarr.__version__)
+"""
+
+
+@pytest.mark.slow
+def test_the_newest_zarr_python_reads_the_stored_numbers(full_size, tmp_path):
+    """This Python may be too old for it: another one, with an environment of its own, reads."""
+    python = next((name for name in NEWER_PYTHONS if runs(name)), None)
+    if python is None:
+        pytest.skip("no Python from 3.12 on is to be had here")
+    subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True)
+    there = tmp_path / "venv/bin/python"
+    wanted = ["zarr", "numcodecs", "numpy", "-c", str(SPECIFICATION.parents[1] / "constraints.txt")]
+    subprocess.run([there, "-m", "pip", "install", "--quiet", *wanted], check=True)
+    for name in ENCODINGS:
+        data = full_size(name)
+        (tmp_path / name).symlink_to(data.folder)
+        np.save(tmp_path / f"{name}-codes.npy", data.codes)
+    folders = [tmp_path / name for name in ENCODINGS]
+    done = subprocess.run(
+        [there, "-c", NEWEST_ZARR, *folders], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert tuple(map(int, done.stdout.split(".")[:2])) >= (3, 4)
+
+
+# Of the system, or beside this one where several are kept, as by pyenv.
+BESIDE = sorted(Path(sys.base_prefix).parent.glob("3.1[2-9]*/bin/python3"))
+NEWER_PYTHONS = ("python3.12", "python3.13", "python3.14", *map(str, BESIDE))
+
+
+def runs(python: str) -> bool:
+    """Whether an interpreter of that name is there, and no shim of one that is not."""
+    path = shutil.which(python)
+    return (
+        path is not None and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0
+    )
 
 
 def test_the_example_of_the_specification_is_a_real_file(build):
@@ -239,10 +368,15 @@ def round_up(value: int, multiple: int) -> int:
     return (value + multiple - 1) // multiple * multiple
 
 
+DESCR = {"float32": "<f4", "float16": "<f2", "int16": "<i2", "int8": "|i1"}
+# clevel and shuffle of the specification's table
+FRAMES = {"<f4": (1, 1), "<f2": (3, 1), "<i2": (1, 2), "|i1": (1, 0)}
+
+
 def shard_by_the_specification(data, shard: int) -> bytes:
     schema = data.schema
-    size, descr = schema.events_per_shard, {"int8": "|i1"}.get(schema.encoding.name)
-    descr = descr or "<" + schema.encoding.name[0] + str(data.codes.itemsize)
+    kind, compressed, _ = schema.encoding.name.partition("+blosc")
+    size, descr = schema.events_per_shard, DESCR[kind]
 
     def facts(number, parameters, snrs, rate, scale) -> dict:
         return {
@@ -252,6 +386,7 @@ def shard_by_the_specification(data, shard: int) -> bytes:
             "scale_factor": scale,
             "parameters": dict(zip(schema.parameter_names, parameters, strict=True)),
             "optimal_snr": list(snrs),
+            **({"dtype": descr, "samples": schema.samples} if compressed else {}),
         }
 
     widest = -2.2250738585072014e-308
@@ -276,16 +411,68 @@ def shard_by_the_specification(data, shard: int) -> bytes:
                 schema.encoding.scale_factor or 1.0,
             )
         )
-        json_size = stride - round_up(payload, 512) - 1536 if out else offset - 1536
-        key, start = f"{event.number:09d}", offset + len(index) // 16 * stride
+        stored, key = data.codes[event.number].tobytes(), f"{event.number:09d}"
+        if compressed:
+            json_size = round_up(room, 512)
+            stored = blosc_frame(stored, descr)
+        else:
+            json_size = stride - round_up(payload, 512) - 1536 if out else offset - 1536
         out += ustar_header(f"{key}.json", json_size) + text.ljust(json_size - 1).encode() + b"\n"
-        out += ustar_header(f"{key}.strain.npy", 512 + payload)
-        out += b"\x93NUMPY\x01\x00" + (502).to_bytes(2, "little") + npy.encode()
-        assert len(out) == start
-        out += data.codes[event.number].tobytes() + bytes(-payload % 512)
-        index += start.to_bytes(8, "little") + payload.to_bytes(8, "little")
+        if compressed:
+            out += ustar_header(f"{key}.strain.blosc", len(stored))
+        else:
+            out += ustar_header(f"{key}.strain.npy", 512 + payload)
+            out += b"\x93NUMPY\x01\x00" + (502).to_bytes(2, "little") + npy.encode()
+            assert len(out) == offset + len(index) // 16 * stride
+        index += len(out).to_bytes(8, "little") + len(stored).to_bytes(8, "little")
+        out += stored + bytes(-len(stored) % 512)
     index = index.ljust(16 * size, b"\xff")
     return out + bytes(1024) + index + google_crc32c.value(index).to_bytes(4, "little")
+
+
+def blosc_frame(data: bytes, descr: str) -> bytes:
+    """One block, by one thread."""
+    clevel, shuffle = FRAMES[descr]
+    values = np.frombuffer(data, descr)
+    return bytes(numcodecs.Blosc("zstd", clevel, shuffle, blocksize=len(data)).encode(values))
+
+
+def manifest_by_the_specification(data, shard: int) -> dict:
+    """Its entries, but for what a writer measures: the loss."""
+    folder, size = data.folder, data.schema.events_per_shard
+    paths = [f"strain/c/{shard}/0/0", f"parameters/c/{shard}/0", f"optimal_snr/c/{shard}/0"]
+    stored = {path: (folder / path).read_bytes() for path in paths}
+    index = np.frombuffer(stored[paths[0]][-16 * size - 4 : -4], "<u8").reshape(-1, 2).tolist()
+    events = data.events[shard * size : (shard + 1) * size]
+    return {
+        "shard": shard,
+        "first_event": shard * size,
+        "events": len(events),
+        "files": {
+            path: {"bytes": len(content), "blake3": blake3.blake3(content).hexdigest()}
+            for path, content in stored.items()
+        },
+        "crc32c": [
+            google_crc32c.value(stored[paths[0]][offset : offset + length])
+            for offset, length in index[: len(events)]
+        ],
+        "rejected": {"snr below 8": 2},
+        "checks": {},
+        "replaced": {},
+        "dataset": blake3.blake3((folder / "zarr.json").read_bytes()).hexdigest(),
+    }
+
+
+def test_a_manifest_made_from_the_specification_alone_has_the_same_bytes(build, encoding):
+    data = build(encoding=ENCODINGS[encoding], samples=333)
+    for shard in range(3):
+        stored = (data.folder / f"manifest/00000{shard}.json").read_bytes()
+        found = json.loads(stored)
+        measured = {key: found[key] for key in ("largest_snr_loss", "worst_event")}
+        document = {**manifest_by_the_specification(data, shard), **measured, "digest": "0" * 64}
+        text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+        digest = blake3.blake3(text.encode()).hexdigest()
+        assert text.replace("0" * 64, digest).encode() == stored
 
 
 def test_a_writer_made_from_the_specification_alone_writes_the_same_bytes(build, encoding):

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import blake3
+import numcodecs
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError
 from storage.files import AtomicFile
+from storage.local import LocalStore
 from storage.shard import ShardLayout, ShardReader, ShardWriter, event_key, longest_json
 
 MISSING = 2**64 - 1
+COMPRESSED = ["float32", "float16", "int16", "int8"]
 
 
 def crc32c(data: bytes) -> int:
@@ -40,6 +43,11 @@ def write(path: Path, layout: ShardLayout, strain: np.ndarray) -> tuple[int, str
         for row, codes in enumerate(strain):
             writer.add(event_key(row), codes, facts_of(row))
         return writer.finish()
+
+
+def open_shard(path: Path, layout: ShardLayout, crc32c: list[int] | None = None) -> ShardReader:
+    store = LocalStore(path.parent)
+    return ShardReader(store, path.name, layout.slots, layout.encoding, crc32c)
 
 
 def layout_for(slots: int, shape: tuple[int, int], dtype: str, spare: int = 0) -> ShardLayout:
@@ -110,6 +118,62 @@ def test_every_shard_is_an_aligned_tar_with_a_zarr_index_behind_it(case):
             assert np.array_equal(loaded, values[row])
 
 
+@st.composite
+def compressed_shards(draw):
+    slots = draw(st.integers(1, 5))
+    shape = draw(st.integers(1, 4)), draw(st.integers(1, 4000))
+    encoding = ENCODINGS[draw(st.sampled_from(COMPRESSED)) + "+blosc"]
+    room = longest_json(facts_of(slots)) + draw(st.integers(0, 3000))
+    return ShardLayout(slots, shape, encoding, room), draw(st.integers(0, slots))
+
+
+@given(compressed_shards())
+@settings(max_examples=40, deadline=None)
+def test_every_compressed_shard_is_a_tar_of_blosc_frames_that_the_zarr_index_names(case):
+    layout, filled = case
+    values = np.random.default_rng(0).integers(-99, 99, (filled, *layout.shape))
+    codes = values.astype(layout.dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder, "shard"), layout, codes)
+        data = Path(folder, "shard").read_bytes()
+        reader, row_read = open_shard(Path(folder, "shard"), layout), np.empty_like(codes)
+        for row in range(filled):
+            reader.read_into(row, row_read[row])
+    assert np.array_equal(row_read, codes)
+    entries = np.frombuffer(data[-layout.index_size : -4], "<u8").reshape(layout.slots, 2)
+    assert np.all(entries[filled:] == MISSING)
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        members = archive.getmembers()
+    assert [member.name for member in members] == [
+        f"{row:09d}.{kind}" for row in range(filled) for kind in ("json", "strain.blosc")
+    ]
+    for row, member in enumerate(members[1::2]):
+        assert (member.offset_data, member.size) == tuple(entries[row])
+        frame = data[member.offset_data : member.offset_data + member.size]
+        plain = numcodecs.Blosc().decode(frame)  # as any reader of Blosc does
+        assert np.array_equal(np.frombuffer(plain, layout.dtype).reshape(layout.shape), codes[row])
+        text = data[members[2 * row].offset_data :][: members[2 * row].size]
+        assert json.loads(text) == facts_of(row)
+
+
+def test_a_compressed_event_with_another_checksum_is_refused_before_it_is_decompressed(tmp_path):
+    layout = ShardLayout(2, (3, 500), ENCODINGS["int16+blosc"], longest_json(facts_of(2)))
+    codes = np.arange(3000, dtype="<i2").reshape(2, 3, 500)
+    with ShardWriter(AtomicFile(tmp_path / "shard"), layout) as writer:
+        for row in range(2):
+            writer.add(event_key(row), codes[row], facts_of(row))
+        writer.finish()
+    reader = open_shard(tmp_path / "shard", layout, writer.crc32c)
+    offset, length = reader.place(1, codes[1])
+    data = bytearray((tmp_path / "shard").read_bytes())
+    data[offset + length // 2] ^= 1
+    (tmp_path / "shard").write_bytes(data)
+    damaged = open_shard(tmp_path / "shard", layout, writer.crc32c)
+    damaged.read_into(0, codes[0])
+    with pytest.raises(DamagedDataError, match="event 1 of this shard has not the checksum"):
+        damaged.read_into(1, codes[1])
+
+
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -132,7 +196,7 @@ def test_the_checksum_used_here_is_that_of_the_standard():
 def test_the_checksum_of_each_event_is_that_of_its_payload(tmp_path):
     layout = layout_for(2, (1, 30), "<i2")
     codes = np.arange(60, dtype="<i2").reshape(2, 1, 30)
-    with ShardWriter(tmp_path / "shard", layout) as writer:
+    with ShardWriter(AtomicFile(tmp_path / "shard"), layout) as writer:
         for row in range(2):
             writer.add(event_key(row), codes[row], facts_of(row))
         assert writer.crc32c == [crc32c(code.tobytes()) for code in codes]
@@ -155,7 +219,7 @@ def test_tar_headers_are_plain_ustar_and_tell_nothing_of_the_writer(shard):
 
 
 def write_one_and_fail(path: Path, layout: ShardLayout, codes: np.ndarray) -> None:
-    with ShardWriter(AtomicFile(path), layout) as writer:
+    with ShardWriter(AtomicFile(path, contested=True), layout) as writer:
         writer.add(event_key(0), codes, facts_of(0))
         assert len(list(path.parent.glob("shard.*.partial"))) == 1
         raise RuntimeError("power cut")
@@ -179,7 +243,7 @@ def test_a_shard_that_is_written_again_replaces_the_old_one_only_when_it_is_comp
 
 def test_a_reader_reads_each_event_into_the_row_it_is_given(shard):
     path, layout, strain = shard
-    reader, batch = ShardReader(path, layout.slots), np.full((5, 3, 50), np.nan, "f4")
+    reader, batch = open_shard(path, layout), np.full((5, 3, 50), np.nan, "f4")
     for row, target in ((2, 0), (0, 3), (1, 4)):
         reader.read_into(row, batch[target])
     assert np.array_equal(batch[[3, 4, 0]], strain)
@@ -189,13 +253,13 @@ def test_a_reader_reads_each_event_into_the_row_it_is_given(shard):
 def test_a_reader_refuses_a_slot_that_is_not_filled(shard):
     path, layout, _ = shard
     with pytest.raises(DamagedDataError, match=r"shard: event 3 of this shard"):
-        ShardReader(path, layout.slots).read_into(3, np.empty((3, 50), "f4"))
+        open_shard(path, layout).read_into(3, np.empty((3, 50), "f4"))
 
 
 def test_a_reader_refuses_a_buffer_of_another_size(shard):
     path, layout, _ = shard
     with pytest.raises(DamagedDataError, match=r"has 600 bytes .* 1200 were expected"):
-        ShardReader(path, layout.slots).read_into(0, np.empty((3, 50), "f8"))
+        open_shard(path, layout).read_into(0, np.empty((3, 50), "f8"))
 
 
 @pytest.mark.parametrize("left", [-1, -84, -85, 9000, 83, 3, 0])
@@ -205,7 +269,7 @@ def test_a_truncated_shard_is_named_when_it_is_opened(shard, left):
     with pytest.raises(
         DamagedDataError, match=f"{path}: the index at its end is missing or damaged"
     ):
-        ShardReader(path, layout.slots)
+        open_shard(path, layout)
 
 
 @pytest.mark.parametrize("byte", [-84, -50, -4, -1])
@@ -215,7 +279,7 @@ def test_a_flipped_bit_in_the_index_or_its_checksum_is_noticed(shard, byte):
     data[byte] ^= 16
     path.write_bytes(data)
     with pytest.raises(DamagedDataError, match=f"{path}: the index"):
-        ShardReader(path, layout.slots)
+        open_shard(path, layout)
 
 
 def test_a_shard_that_lost_its_middle_is_noticed_when_the_event_is_read(shard):
@@ -223,12 +287,12 @@ def test_a_shard_that_lost_its_middle_is_noticed_when_the_event_is_read(shard):
     data = path.read_bytes()
     path.write_bytes(data[:5000] + data[-84:])
     with pytest.raises(DamagedDataError, match=f"{path}: ends within event 2"):
-        ShardReader(path, layout.slots).read_into(2, np.empty((3, 50), "f4"))
+        open_shard(path, layout).read_into(2, np.empty((3, 50), "f4"))
 
 
 def test_a_missing_shard_is_named(tmp_path):
     with pytest.raises(DamagedDataError, match=f"{tmp_path}/shard: is missing"):
-        ShardReader(tmp_path / "shard", 3)
+        open_shard(tmp_path / "shard", layout_for(3, (3, 50), "<f4"))
 
 
 def test_a_reader_closes_its_file_with_the_last_reference_to_it(shard):
@@ -241,7 +305,7 @@ def test_a_reader_closes_its_file_with_the_last_reference_to_it(shard):
             if entry.exists()
         )
 
-    reader = ShardReader(path, layout.slots)
+    reader = open_shard(path, layout)
     assert is_open()
     del reader
     assert not is_open()
