@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from storage import stream as stream_module
 from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError, InputError
+from storage.local import LocalStore
 from storage.order import permuted
 from storage.stream import Batch, EventStream
 
@@ -308,8 +309,9 @@ def test_more_shards_than_file_descriptors_are_read_with_few_open(build, monkeyp
 
 def test_without_a_limit_on_file_descriptors_all_shards_stay_open(data, new_stream, monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: 2 * (resource.RLIM_INFINITY,))
-    shards = stream_module._OpenShards(data.folder, 5)
+    shards = stream_module._OpenShards(LocalStore(data.folder), data.schema)
     assert shards._most > 10**6
+    shards.close()
 
 
 def test_a_shard_that_is_damaged_while_training_ends_the_iteration_with_its_name(build):
