@@ -3,6 +3,7 @@
 import json
 import random
 import struct
+from copy import deepcopy
 from collections.abc import Sequence
 
 NUMBERS = (0, 1, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1)
@@ -105,7 +106,7 @@ def _odd_value(draw: random.Random, old: object) -> object:
         for _ in range(draw.choice((5, 100))):
             value = [value] if draw.random() < 0.5 else {"x": value}
         return value
-    return draw.choice(ODD_VALUES)
+    return deepcopy(draw.choice(ODD_VALUES))
 
 
 def mutate_document(draw: random.Random, document: object) -> object:
@@ -121,10 +122,10 @@ def mutate_document(draw: random.Random, document: object) -> object:
             parent.pop(last, None) if isinstance(parent, dict) else parent.pop(last)
         elif kind == 1 and isinstance(parent, dict):
             parent[draw.choice(("x", "", "attributes", "add_offset", "units", str(last) + "x"))] = (
-                draw.choice(ODD_VALUES)
+                deepcopy(draw.choice(ODD_VALUES))
             )
         elif kind == 2 and isinstance(parent, list):
-            parent.insert(last, draw.choice([*parent, *ODD_VALUES]))
+            parent.insert(last, deepcopy(draw.choice([*parent, *ODD_VALUES])))
         else:
             old = parent[last] if isinstance(parent, list) else parent.get(last)
             parent[last] = _odd_value(draw, old)
@@ -151,7 +152,7 @@ COMMON = (
     "9e999", "-1", "0", "1e-320", "1e308", "nan", "inf", "\\", "\0", "ü", "\u2028", "\ud7ff", "'", '"',
     "(" * 300, ")" * 300, "[" * 3000, "-" * 5000, "9" * 5000, "1+" * 3000 + "1", "0x10", "1j", "_", " ",
     "\n", "\t", "\r", "#", "=", ",", "True", "None", "...",
-)  # fmt: skip
+)  # fmt: skip  # noqa: E501
 PRIOR_TOKENS = (
     *COMMON, "**", "10**10**10", "2**2", "1/0", "pi", "np.pi", "np.inf", "__import__('os')", "lambda: 0",
     "Uniform", "Uniform(0, 1)", "PowerLaw", "LogUniform", "Sine", "Cosine", "Gaussian", "TruncatedGaussian",
@@ -160,7 +161,7 @@ PRIOR_TOKENS = (
     "peak=", "cosmology='Planck15'", "cosmology='no'", "cosmology='available'", "name='x'", "*a", "**k",
     "boundary=", "f'{1}'", "1 if 1 else 2", "a.b.", "x[0]", "(y:=1)", "b'x'", "latex_label='$M_{\\odot}$'",
     "unit=None", "equal_mass=1",
-)  # fmt: skip
+)  # fmt: skip  # noqa: E501
 YAML_TOKENS = (
     *COMMON, "&a", "*a", "<<: *a", "!!python/object/apply:os.system [x]", "!!python/object:os.x {}", "!!x",
     "!!binary x", "!!set {a}", "!!timestamp 2001-01-01", "2001-01-01", "2001-99-99", "1:2:3", "- ", ": ", "? ",
@@ -168,7 +169,7 @@ YAML_TOKENS = (
     "a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b,*b]\n", "class_path: os.system",
     "1e400", ".inf", "-.inf", ".nan", "0o7", "1_0", "events: ", "prior: ", "segment: ", "detectors: ",
     "cluster: ", "config: ", "walltime: ", "file: /", "file: .", "constraints: ", "psd_of: ", "phenomx: ",
-)  # fmt: skip
+)  # fmt: skip  # noqa: E501
 
 
 def mutate_text(draw: random.Random, text: str, tokens: Sequence[str]) -> str:
