@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Seeded mutations of valid inputs: of bytes, of JSON documents, of text with a dictionary."""
 
 import json
@@ -152,7 +153,7 @@ COMMON = (
     "9e999", "-1", "0", "1e-320", "1e308", "nan", "inf", "\\", "\0", "ü", "\u2028", "\ud7ff", "'", '"',
     "(" * 300, ")" * 300, "[" * 3000, "-" * 5000, "9" * 5000, "1+" * 3000 + "1", "0x10", "1j", "_", " ",
     "\n", "\t", "\r", "#", "=", ",", "True", "None", "...",
-)  # fmt: skip  # noqa: E501
+)  # fmt: skip
 PRIOR_TOKENS = (
     *COMMON, "**", "10**10**10", "2**2", "1/0", "pi", "np.pi", "np.inf", "__import__('os')", "lambda: 0",
     "Uniform", "Uniform(0, 1)", "PowerLaw", "LogUniform", "Sine", "Cosine", "Gaussian", "TruncatedGaussian",
@@ -161,7 +162,7 @@ PRIOR_TOKENS = (
     "peak=", "cosmology='Planck15'", "cosmology='no'", "cosmology='available'", "name='x'", "*a", "**k",
     "boundary=", "f'{1}'", "1 if 1 else 2", "a.b.", "x[0]", "(y:=1)", "b'x'", "latex_label='$M_{\\odot}$'",
     "unit=None", "equal_mass=1",
-)  # fmt: skip  # noqa: E501
+)  # fmt: skip
 YAML_TOKENS = (
     *COMMON, "&a", "*a", "<<: *a", "!!python/object/apply:os.system [x]", "!!python/object:os.x {}", "!!x",
     "!!binary x", "!!set {a}", "!!timestamp 2001-01-01", "2001-01-01", "2001-99-99", "1:2:3", "- ", ": ", "? ",
@@ -169,7 +170,7 @@ YAML_TOKENS = (
     "a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b,*b]\n", "class_path: os.system",
     "1e400", ".inf", "-.inf", ".nan", "0o7", "1_0", "events: ", "prior: ", "segment: ", "detectors: ",
     "cluster: ", "config: ", "walltime: ", "file: /", "file: .", "constraints: ", "psd_of: ", "phenomx: ",
-)  # fmt: skip  # noqa: E501
+)  # fmt: skip
 
 
 def mutate_text(draw: random.Random, text: str, tokens: Sequence[str]) -> str:
