@@ -195,13 +195,15 @@ def _measure(content: str, recipe: str) -> None:
                     f"{len(event.value):,} digits; write it shorter"
                 )
         elif isinstance(event, yaml.AliasEvent):
-            size = sizes.get(event.anchor, LARGEST_RECIPE + 1)  # one that is not closed: a loop
+            size = sizes.get(
+                event.anchor or "", LARGEST_RECIPE + 1
+            )  # one that is not closed: a loop
         anchor, before = open_nodes[-1]
         open_nodes[-1] = anchor, before + size
         if before + size > LARGEST_RECIPE or len(open_nodes) > DEEPEST_RECIPE:
             raise InputError(
-                f"config: {recipe} holds more than {LARGEST_RECIPE:,} values or is nested more than "
-                f"{DEEPEST_RECIPE} deep (anchors and aliases count as what they stand for); write "
+                f"config: {recipe} holds more than {LARGEST_RECIPE:,} values, or is nested more "
+                f"than {DEEPEST_RECIPE} deep (anchors and aliases count as what they stand for); write "
                 "a plain recipe"
             )
 

@@ -84,7 +84,7 @@ def is_constraint(text: str) -> bool:
 def _parse(text: str | float) -> Distribution | Constraint:
     if len(str(text)) > LONGEST:
         raise InputError(
-            f"{str(text)[:60]!r}...: a prior of {len(str(text)):,} characters; write at most {LONGEST:,}"
+            f"{str(text)[:60]!r}...: has {len(str(text)):,} characters; write at most {LONGEST:,}"
         )
     try:
         with warnings.catch_warnings(action="ignore"):  # Python's, of the backslash in $M_{\odot}$

@@ -4,8 +4,8 @@
 import json
 import random
 import struct
-from copy import deepcopy
 from collections.abc import Sequence
+from copy import deepcopy
 
 NUMBERS = (0, 1, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1)
 ODD_VALUES = (

@@ -38,7 +38,7 @@ from storage.stream import EventStream
 from storage.tar import BLOCK, parse_tar_header, tar_header, walk_tar
 from storage.verify import look_at_lengths, take_inventory, verify_shard
 
-COUNTS = [1, pytest.param(4, marks=pytest.mark.slow)]  # times as many inputs
+COUNTS = [1, pytest.param(3, marks=pytest.mark.slow)]  # times as many inputs
 MANIFEST, STRAIN = "manifest/000001.json", "strain/c/1/0/0"
 
 
@@ -238,6 +238,11 @@ def look_at(folder: Path, psd: np.ndarray, schema) -> list:
     ]
 
 
+def restored(folder: Path, files: dict[str, bytes], changed: set[str]) -> None:
+    restore(folder, {path: files[path] for path in changed} if changed else files)
+    changed.clear()
+
+
 def restore(folder: Path, files: dict[str, bytes]) -> None:
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -266,8 +271,10 @@ def resealed(content: bytes, identity: str | None) -> bytes:
 def attempt_on(data, files, where):
     """Mutate some files of a data set, perhaps make digests fit, and read it in some way."""
 
+    changed = set[str]()
+
     def attempt(draw: random.Random):
-        restore(data.folder, files)
+        restored(data.folder, files, changed)
         identity = None
         path = draw.choice(where)
         mutate = mutate_json if path.endswith(".json") else mutate_bytes
@@ -283,7 +290,9 @@ def attempt_on(data, files, where):
                     altered[name] = resealed(altered.get(name, files[name]), identity)
         restore(data.folder, altered)
         readers = look_at(data.folder, data.psd, data.schema)
-        number = draw.randrange(len(readers))
+        number = draw.choice((*range(len(readers) - 1), *range(4), len(readers) - 1))
+        if number < len(readers) - 1:  # the last one creates the data set, so writes any file
+            changed.update(altered)
         return shown(readers[number], (path, number, fits, altered[path]))
 
     return attempt
@@ -291,7 +300,7 @@ def attempt_on(data, files, where):
 
 @pytest.mark.parametrize(
     ("what", "count"),
-    [("zarr.json", 1000), ("manifest", 1000), ("shard", 300)],
+    [("zarr.json", 500), ("manifest", 500), ("shard", 150)],
 )
 def test_any_data_set_is_read_or_refused(data, what, count, times):
     files = snapshot(data.folder)

@@ -76,7 +76,7 @@ def test_any_prior_file_is_read_or_refused(tmp_path, count):
     campaign("prior file", count, attempt)
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(2000, marks=FOR_CI)])
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=FOR_CI)])
 def test_any_recipe_is_read_or_refused(tmp_path, count):
     file = tmp_path / "recipe.yaml"
 
