@@ -203,7 +203,7 @@ def _measure(content: str, recipe: str) -> None:
         if before + size > LARGEST_RECIPE or len(open_nodes) > DEEPEST_RECIPE:
             raise InputError(
                 f"config: {recipe} holds more than {LARGEST_RECIPE:,} values, or is nested more "
-                f"than {DEEPEST_RECIPE} deep (anchors and aliases count as what they stand for); write "
+                f"than {DEEPEST_RECIPE} deep (an alias counts as what it stands for); write "
                 "a plain recipe"
             )
 

@@ -72,7 +72,7 @@ OURS = ("attributes", "strainflow")
         ([*OURS, "configuration"], 1),  # AttributeError in `info`
         ([*OURS, "configuration", "waveform"], "x"),
         ([*OURS, "versions"], []),
-        ([*OURS, "recoded_from"], {"encoding": {"type": "x"}}),
+        ([*OURS, "recoded_from"], {"encoding": {"type": 1}}),
         ([*OURS, "max_snr_loss"], "0.5"),
         ([*OURS, "events"], 10**15),
         ([*OURS, "events_per_shard"], 10**15),
