@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from storage.arrays import Array
-from storage.documents import canonical_json, parse_json
+from storage.documents import parse_json
 from storage.errors import DamagedDataError, InputError
 from storage.local import LocalStore
 from storage.manifest import (
@@ -25,7 +25,7 @@ from storage.manifest import (
     require_complete,
     require_sound,
 )
-from storage.metadata import dataset_files, group_of, schema_from_metadata
+from storage.metadata import dataset_files, group_of, schema_from_metadata, without_settings
 from storage.schema import (
     GROUP_METADATA,
     PSD_CHUNK,
@@ -197,7 +197,7 @@ def _refuse_what_readers_take_otherwise(store: Store, schema: Schema) -> None:
     group = read_group(store)
     psd = group["consolidated_metadata"]["metadata"]["psd"]["attributes"].get("sha256")
     wanted = {**group_of(schema, psd), "attributes": group["attributes"]}
-    if canonical_json(group) != canonical_json(wanted):
+    if without_settings(group) != without_settings(wanted):
         raise DamagedDataError(
             f"{store.where(GROUP_METADATA)}: its metadata were altered "
             f"({_first_difference(group, wanted)}); `strainflow repair` restores them"

@@ -146,9 +146,11 @@ def schema_from_metadata(group: Mapping[str, Any], where: str) -> Schema:
             "attributes); give a folder made by `strainflow simulate`"
         )
     if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        advice = "upgrade strainflow" if newer else "install the strainflow that wrote it"
         raise InputError(
             f"{where}: its format version is {version}, this strainflow reads version "
-            f"{FORMAT_VERSION}; install the strainflow that wrote it"
+            f"{FORMAT_VERSION}; {advice}"
         )
     try:
         return _schema_of(dict(ours), group["consolidated_metadata"]["metadata"])
@@ -208,8 +210,20 @@ def _refuse_other_shapes(schema: Schema, children: Mapping[str, Any]) -> None:
         raise ValueError("shape")
     for name, wanted in group_of(schema, "")["consolidated_metadata"]["metadata"].items():
         for key in ("shape", "chunk_grid", "data_type", "codecs"):
-            if key in wanted and children[name][key] != wanted[key]:
+            there = children[name].get(key)
+            if key in wanted and without_settings(there) != without_settings(wanted[key]):
                 raise ValueError(f"the {key} of {name}")
+
+
+def without_settings(value: object) -> object:
+    """The same without those of Blosc, which only its writer needs and a later one may change."""
+    if isinstance(value, list):
+        return [without_settings(item) for item in value]
+    if isinstance(value, dict):
+        if value.get("name") == "blosc":
+            return {"name": "blosc"}
+        return {key: without_settings(item) for key, item in value.items()}
+    return value
 
 
 def _refuse_provenance(schema: Schema) -> None:

@@ -344,10 +344,18 @@ def test_a_zarr_group_of_others_is_refused(tmp_path):
 def test_a_newer_format_is_refused_with_advice(filled):
     path = filled.folder / "zarr.json"
     path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(
-        InputError, match=r"version is 2, this .* version 1; install the strainflow"
-    ):
+    with pytest.raises(InputError, match=r"version is 2, this .* version 1; upgrade strainflow"):
         open_dataset(filled.folder)
+
+
+def test_frames_of_other_settings_than_ours_are_read(build):
+    """A later version may compress better; what this one wrote stays readable, and so does that."""
+    data = build(encoding=ENCODINGS["int16+blosc"])
+    for path in ("zarr.json", "strain/zarr.json"):
+        text = (data.folder / path).read_text()
+        (data.folder / path).write_text(text.replace('"clevel": 2', '"clevel": 7'))
+    assert '"clevel": 7' in (data.folder / "zarr.json").read_text()
+    assert np.array_equal(open_dataset(data.folder).strain, data.schema.encoding.decode(data.codes))
 
 
 def test_a_missing_shard_is_counted(empty, finish):

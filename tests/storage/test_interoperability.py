@@ -370,7 +370,7 @@ def round_up(value: int, multiple: int) -> int:
 
 DESCR = {"float32": "<f4", "float16": "<f2", "int16": "<i2", "int8": "|i1"}
 # clevel and shuffle of the specification's table
-FRAMES = {"<f4": (1, 1), "<f2": (3, 1), "<i2": (1, 2), "|i1": (1, 0)}
+FRAMES = {"<f4": (1, 1), "<f2": (3, 1), "<i2": (2, 2), "|i1": (1, 0)}
 
 
 def shard_by_the_specification(data, shard: int) -> bytes:
