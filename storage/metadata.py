@@ -149,7 +149,7 @@ def _refusal_of(version: object) -> str:
     if type(version) is int and version > FORMAT_VERSION:
         return (
             f"its format version {version} is newer than this strainflow, which reads version "
-            f"{FORMAT_VERSION}; install a newer strainflow (pip install --upgrade strainflow)"
+            f"{FORMAT_VERSION}; install a newer strainflow"
         )
     return (
         f"its format version {version!r} is none that strainflow ever wrote (the first is 1), so "
