@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import blake3
 import numpy as np
 from jaxtyping import Float
 
@@ -32,7 +31,7 @@ from storage.encodings import (
     encoding_named,
 )
 from storage.errors import DamagedDataError, InputError
-from storage.manifest import Manifest, require_complete
+from storage.manifest import HASHES, Manifest, recorded_digest, require_complete
 from storage.schema import GROUP_METADATA, Event, Schema, shard_files
 from storage.shard import MEND, ShardReader
 from storage.urls import Store, store_of
@@ -138,7 +137,8 @@ def _proved_table(
         DamagedDataError: It is not as it was written.
     """
     (content,) = store.read_each([path])
-    if content is None or blake3.blake3(content).hexdigest() != manifest.files[path]["blake3"]:
+    kind, recorded = recorded_digest(manifest.files[path])
+    if content is None or HASHES[kind](content).hexdigest() != recorded:
         raise DamagedDataError(f"{store.where(path)}: is missing or not as it was written; {MEND}")
     return np.frombuffer(content, "<f8").reshape(schema.events_per_shard, -1)
 

@@ -16,7 +16,7 @@ from storage.dataset import is_recorded_psd, read_schema
 from storage.documents import parse_json, sealed_document
 from storage.errors import DamagedDataError, InputError
 from storage.examine import Finding
-from storage.manifest import Manifest, manifest_path, parse_manifest
+from storage.manifest import Manifest, manifest_path, parse_manifest, recorded_digest
 from storage.metadata import children_files
 from storage.progress import progress_bar
 from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK, Schema, shard_files
@@ -210,7 +210,7 @@ class _Proof:
 
 def _digests(manifest: Manifest) -> dict[str, str]:
     """Of a shard's files, by path."""
-    return {path: str(facts["blake3"]) for path, facts in manifest.files.items()}
+    return {path: recorded_digest(facts)[1] for path, facts in manifest.files.items()}
 
 
 def _replaced_in(manifest: bytes, paths: Iterable[str]) -> dict[str, str]:

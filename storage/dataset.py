@@ -93,7 +93,8 @@ def read_schema(url: str | Path | Store) -> Schema:
         InputError: There is no data set of ours.
         DamagedDataError: Its metadata were altered.
     """
-    return schema_from_metadata(read_group(store_of(url)), str(url))
+    store = store_of(url)
+    return schema_from_metadata(read_group(store), store.url)
 
 
 def dataset_digest(url: str | Path | Store) -> str:

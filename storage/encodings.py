@@ -127,7 +127,7 @@ class Encoding:
         return strain.astype(self.dtype, copy=False)
 
     def _coarsest(self, strain: Float[Array, "*shape"]) -> Num[Array, "*shape"]:
-        """Round a signal to the largest power of two that keeps the promise."""
+        """Round a signal to a power of two that keeps the promise: the largest, or nearly so."""
         assert self.max_snr_loss is not None, "nothing is promised"
         norm = np.sqrt(np.sum(np.square(strain, dtype=np.float64)))
         if norm == 0:

@@ -3,6 +3,7 @@
 A shard's manifest is written last, so that it marks the shard as complete.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,9 @@ from storage.schema import GROUP_METADATA, MANIFEST_FOLDER, Schema, shard_files
 from storage.urls import Store, store_of
 
 _NAME = re.compile(r"(\d{6,18})\.json")
+
+# How files of a shard were digested, by the name that manifests give it; SHA-256 before 0.2.0.
+HASHES: Mapping[str, Callable[..., Any]] = {"blake3": blake3.blake3, "sha256": hashlib.sha256}
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def _first_impossible(manifest: Manifest, schema: Schema, shard: int) -> str | N
     if set(manifest.files) != set(shard_files(shard).values()):  # nothing outside the data set
         return "list of files"
     if not all(
-        _is_count(facts["bytes"]) and isinstance(facts["blake3"], str)
+        _is_count(facts["bytes"]) and isinstance(recorded_digest(facts)[1], str)
         for facts in manifest.files.values()
     ):
         return "lengths or digests"
@@ -184,6 +188,12 @@ def _first_impossible(manifest: Manifest, schema: Schema, shard: int) -> str | N
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**62
+
+
+def recorded_digest(facts: Mapping[str, Any]) -> tuple[str, str]:
+    """Which digest of a file a manifest holds, and the digest."""
+    kind = next((name for name in HASHES if name in facts), "blake3")
+    return kind, facts[kind]
 
 
 def dataset_identity(url: str | Path | Store) -> str:

@@ -145,13 +145,8 @@ def schema_from_metadata(group: Mapping[str, Any], where: str) -> Schema:
             f"{where}: a Zarr group, but none that strainflow wrote (zarr.json has no strainflow "
             "attributes); give a folder made by `strainflow simulate`"
         )
-    if version != FORMAT_VERSION:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
-        advice = "upgrade strainflow" if newer else "install the strainflow that wrote it"
-        raise InputError(
-            f"{where}: its format version is {version}, this strainflow reads version "
-            f"{FORMAT_VERSION}; {advice}"
-        )
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise InputError(f"{where}: {_refusal_of(version)}")
     try:
         return _schema_of(dict(ours), group["consolidated_metadata"]["metadata"])
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
@@ -160,6 +155,19 @@ def schema_from_metadata(group: Mapping[str, Any], where: str) -> Schema:
         raise DamagedDataError(
             f"{where}: its metadata were altered ({error} is missing or wrong)"
         ) from None
+
+
+def _refusal_of(version: object) -> str:
+    """Why a format version cannot be read, and what to do."""
+    if type(version) is int and version > FORMAT_VERSION:
+        return (
+            f"its format version {version} is newer than this strainflow, which reads version "
+            f"{FORMAT_VERSION}; install a newer strainflow"
+        )
+    return (
+        f"its format version {version!r} is none that strainflow ever wrote (the first is 1), so "
+        "its zarr.json was altered; `strainflow repair` restores it from its copy"
+    )
 
 
 def _schema_of(ours: dict[str, Any], children: Mapping[str, Any]) -> Schema:

@@ -19,10 +19,12 @@ from storage.documents import parse_json, seal_holds, sealed_document
 from storage.errors import DamagedDataError, InputError
 from storage.examine import Examination, Finding
 from storage.manifest import (
+    HASHES,
     Manifest,
     finished_shards,
     manifest_path,
     parse_manifest,
+    recorded_digest,
 )
 from storage.metadata import children_files, schema_from_metadata
 from storage.schema import (
@@ -123,9 +125,10 @@ def verify_shard(url: str | Path | Store, group: bytes, shard: int) -> ShardVerd
         return ShardVerdict(shard, events, total, (manifest,))
     sound = dict[str, bool]()
     for file, facts in manifest.files.items():
-        length, digest = file_digest(store, file)
+        kind, recorded = recorded_digest(facts)
+        length, digest = file_digest(store, file, kind)
         total += length or 0
-        sound[file] = (length, digest) == (facts["bytes"], facts["blake3"])
+        sound[file] = (length, digest) == (facts["bytes"], recorded)
     found = Examination(store, schema, manifest, sound).findings()
     return ShardVerdict(shard, events, total, tuple(found))
 
@@ -321,13 +324,13 @@ def _is_of_a_shard(path: str, schema: Schema) -> bool:
     return shard < schema.shards and path in (*shard_files(shard).values(), manifest_path(shard))
 
 
-def file_digest(store: Store, path: str) -> tuple[int | None, str]:
-    """Length and BLAKE3 digest of a file; None and nothing where there is none."""
+def file_digest(store: Store, path: str, kind: str = "blake3") -> tuple[int | None, str]:
+    """Length and digest of a file; None and nothing where there is none."""
     try:
         file = store.open(path)
     except (FileNotFoundError, NotADirectoryError):
         return None, ""
-    digest, offset = blake3.blake3(), 0
+    digest, offset = HASHES[kind](), 0
     piece = memoryview(bytearray(min(file.piece, file.length + 1)))
     while count := file.read_into(offset, piece):
         digest.update(piece[:count])
