@@ -17,7 +17,6 @@ from storage.errors import InputError
 from storage.manifest import require_complete
 from storage.progress import progress_bar
 from storage.schema import Schema, shard_files
-from storage.stream import EventStream
 from storage.urls import local_folder
 
 PLAIN_READ = 16 * 2**20
@@ -99,6 +98,8 @@ def bench_read(config: ReadBenchConfig, url: str | Path) -> ReadBench:
         InputError: There is no data set, or an argument is impossible.
         DamagedDataError: It is not complete.
     """
+    from storage.stream import EventStream  # brings webdataset along, and that torch
+
     folder = local_folder(url, "the measurement against plain reads")
     schema = read_schema(folder)
     require_complete(folder, schema)
