@@ -1,4 +1,4 @@
-"""Data sets whose bytes are pinned: every version reads and writes what tests/golden/make.py did."""
+"""Small data sets whose bytes are pinned: what tests/golden/make.py wrote, and writes today."""
 
 import json
 import runpy
