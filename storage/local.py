@@ -176,7 +176,8 @@ class LocalFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """Read bytes."""
-        return os.pread(self._descriptor, length, offset)
+        there = min(length, self.length - offset)  # for more, room would be taken in vain
+        return os.pread(self._descriptor, there, offset) if there > 0 else b""
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Read bytes straight into a buffer."""

@@ -143,7 +143,12 @@ def parse_manifest(content: bytes | None, schema: Schema, shard: int, name: str)
 def _first_impossible(manifest: Manifest, schema: Schema, shard: int) -> str | None:
     """The first entry of a manifest that does not fit its shard."""
     expected = schema.events_of(shard)
-    if (manifest.shard, manifest.first_event, manifest.events) != (
+    numbers = manifest.shard, manifest.first_event, manifest.events, manifest.worst_event
+    if not all(type(number) is int for number in numbers) or (
+        manifest.shard,
+        manifest.first_event,
+        manifest.events,
+    ) != (
         shard,
         expected.start,
         len(expected),
@@ -152,12 +157,16 @@ def _first_impossible(manifest: Manifest, schema: Schema, shard: int) -> str | N
     if set(manifest.files) != set(shard_files(shard).values()):  # nothing outside the data set
         return "list of files"
     if not all(
-        type(facts["bytes"]) is int
-        and facts["bytes"] >= 0
-        and isinstance(recorded_digest(facts)[1], str)
+        _is_count(facts["bytes"]) and isinstance(recorded_digest(facts)[1], str)
         for facts in manifest.files.values()
     ):
         return "lengths or digests"
+    columns = {"parameters": len(schema.parameters), "optimal_snr": len(schema.detectors)}
+    if any(
+        manifest.files[shard_files(shard)[name]]["bytes"] != 8 * schema.events_per_shard * count
+        for name, count in columns.items()
+    ):
+        return "length of a table"
     if len(manifest.crc32c) != len(expected) or not all(
         type(value) is int and 0 <= value < 2**32 for value in manifest.crc32c
     ):
@@ -168,11 +177,17 @@ def _first_impossible(manifest: Manifest, schema: Schema, shard: int) -> str | N
         return "loss"
     if not all(isinstance(text, str) for text in (manifest.dataset, manifest.digest)):
         return "digests"
-    if not all(type(count) is int for count in manifest.rejected.values()):
+    if not all(map(_is_count, manifest.rejected.values())):
         return "rejected draws"
     if not all(isinstance(found["passed"], bool) for found in manifest.checks.values()):
         return "checks"
+    if not all(isinstance(digest, str) for digest in manifest.replaced.values()):
+        return "replaced files"
     return None
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**62
 
 
 def recorded_digest(facts: Mapping[str, Any]) -> tuple[str, str]:

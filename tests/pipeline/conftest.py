@@ -18,10 +18,10 @@ RECIPE = "pipeline/recipes/et-bbh.yaml"
 
 @pytest.fixture(scope="session")
 def et_bbh():
-    """The recipe et-bbh with other flags, as the command line would read it."""
+    """The recipe et-bbh with other flags, as the command line would read it, in float32."""
 
     def read(*flags):
-        return read_config(DatasetConfig, RECIPE, "--events=4", *flags)
+        return read_config(DatasetConfig, RECIPE, "--events=4", "--encoding=float32", *flags)
 
     return read
 

@@ -155,6 +155,7 @@ def start_run(out, *flags):
     """Start the command line in a process group of its own."""
     recipe = "pipeline/recipes/et-bbh.yaml"
     words = ["simulate", f"--config={recipe}", f"--events={EVENTS}", "--seed=7", f"--out={out}"]
+    words.append("--encoding=float32")
     return subprocess.Popen(
         [sys.executable, "-m", "strainflow", *words, "--events_per_shard=16", *flags],
         start_new_session=True,

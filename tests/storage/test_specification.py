@@ -65,7 +65,7 @@ def test_the_settings_of_blosc_in_the_specification_are_ours(name):
 BLOSC = {
     "float32": ("zstd", 1, "shuffle"),
     "float16": ("zstd", 3, "shuffle"),
-    "int16": ("zstd", 1, "bitshuffle"),
+    "int16": ("zstd", 2, "bitshuffle"),
     "int8": ("zstd", 1, "noshuffle"),
 }
 SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
