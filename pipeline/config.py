@@ -16,6 +16,8 @@ from pipeline.priors import PriorConfig
 from storage.encodings import certified, encoding_named
 from storage.errors import InputError
 
+LARGEST_COUNT = 10**15  # what a float holds exactly, and more than anybody simulates
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig:
@@ -88,6 +90,13 @@ class PhenomXConfig:
                     f"waveform.phenomx.{name}: got {value:g}, a threshold from 0 (no multibanding) "
                     "to below 1 is needed, such as 0.001"
                 )
+
+        version = self.precession_version
+        if version is not None and not 0 <= version < 2**31:
+            raise InputError(
+                f"waveform.phenomx.precession_version: got {version}, LAL's numbers are such as "
+                "223 or 320"
+            )
 
     def given(self) -> dict[str, float]:
         """The settings that are not left to the model."""
@@ -168,20 +177,26 @@ class DetectorConfig:
         Raises:
             InputError: A value is out of its range.
         """
-        limits = {"latitude": 90, "longitude": 360, "xarm_tilt": 1.5, "yarm_tilt": 1.5}
-        for name, limit in limits.items():
+        limits: dict[str, tuple[float, str]] = {
+            "latitude": (90, "degrees"),
+            "longitude": (360, "degrees"),
+            "xarm_azimuth": (720, "degrees"),
+            "yarm_azimuth": (720, "degrees"),
+            "elevation": (1e5, "m"),
+            "xarm_tilt": (1.5, "rad"),
+            "yarm_tilt": (1.5, "rad"),
+        }
+        for name, (limit, unit) in limits.items():
             value = getattr(self, name)
             if not abs(value) <= limit:
-                unit = "rad" if name.endswith("tilt") else "degrees"
                 raise InputError(
                     f"detectors: {self.name}'s {name} is {value:g} {unit}, possible is "
                     f"-{limit:g} to {limit:g} {unit}"
                 )
-        values = (self.xarm_azimuth, self.yarm_azimuth, self.elevation, self.length)
-        if not self.name or not all(map(math.isfinite, values)) or not self.length > 0:
+        if not self.name or not 0 < self.length < math.inf:
             raise InputError(
-                f"detectors: {self.name!r} needs a name, finite azimuths [degrees] and elevation "
-                "[m], and a positive length [km]"
+                f"detectors: {self.name!r} needs a name, and a positive length [km], got "
+                f"{self.length:g}"
             )
         opening = math.radians(self.xarm_azimuth - self.yarm_azimuth)
         if abs(math.sin(opening)) < 1e-6:
@@ -242,13 +257,9 @@ class SimulationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.extrinsic_draws_per_waveform < 1:
-            raise InputError(
-                f"extrinsic_draws_per_waveform: got {self.extrinsic_draws_per_waveform}, at least "
-                "1 is needed"
-            )
-        if self.seed < 0:
-            raise InputError(f"seed: got {self.seed}, must not be negative")
+        _require_count(self, "extrinsic_draws_per_waveform")
+        if not 0 <= self.seed < 2**128:
+            raise InputError(f"seed: got {self.seed}, must not be negative, and below 2^128")
         if not self.detectors or len(set(self.detectors)) != len(self.detectors):
             names = [item if isinstance(item, str) else item.name for item in self.detectors]
             raise InputError(f"detectors: got {names}, name each detector once")
@@ -295,9 +306,7 @@ class DatasetConfig(SimulationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         certified(encoding_named(self.encoding or "float32"), self.max_snr_loss)
-        for name in ("events", "events_per_shard"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: got {getattr(self, name)}, at least 1 is needed")
+        _require_count(self, "events", "events_per_shard")
 
     @property
     def simulation(self) -> SimulationConfig:
@@ -347,6 +356,15 @@ def without_paths(config: SimulationConfig) -> SimulationConfig:
         psd=strip(config.psd),
         psd_of={name: strip(psd) for name, psd in config.psd_of.items()},
     )
+
+
+def _require_count(config: SimulationConfig, *names: str) -> None:
+    for name in names:
+        if not 1 <= getattr(config, name) <= LARGEST_COUNT:
+            raise InputError(
+                f"{name}: got {getattr(config, name)}, at least 1 is needed, and at most "
+                f"{LARGEST_COUNT:.0e}"
+            )
 
 
 def _require_positive(config: SegmentConfig | WaveformConfig, *names: str) -> None:
