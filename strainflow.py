@@ -18,9 +18,14 @@ from pathlib import Path
 from typing import TypeVar, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from storage.errors import DamagedDataError, InputError
+
+# A recipe names values, never code: jsonargparse would import what `class_path` names.
+set_parsing_settings(
+    import_path_denylist=["*"], import_path_allowlist=["pipeline", "storage", "model"]
+)
 
 Config = TypeVar("Config")
 
@@ -151,31 +156,39 @@ def _read(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
             _refuse_unusable(word, flag)
     try:
         parsed = parser.parse_args(found)
-        _refuse_flat_sections(parsed, parser.get_defaults(skip_validation=True))
+        _refuse_nothing(parsed, parser.get_defaults(skip_validation=True))
         values: Namespace = parser.instantiate(parsed)
     except ArgumentError as error:
         keys = list(parser.get_defaults(skip_validation=True).keys())
         raise InputError(_explain(_one_sentence(str(error)), keys)) from None
     except UnicodeDecodeError:
         raise InputError("config: the recipe is not text; give a YAML file") from None
+    except ModuleNotFoundError:
+        raise
+    except ImportError as error:
+        raise InputError(
+            f"config: {str(error).partition(',')[0]}; a recipe names values, no code"
+        ) from None
     return values
 
 
-def _refuse_flat_sections(values: Namespace, defaults: Namespace, within: str = "") -> None:
-    """Refuse a value in place of a section, such as `cluster:` with nothing below it.
+def _refuse_nothing(values: Namespace, defaults: Namespace, within: str = "") -> None:
+    """Refuse keys with nothing behind them, such as `seed:`, and values in place of a section.
 
     Raises:
         InputError: There is one.
     """
     for name, default in vars(defaults).items():
+        value, key = vars(values).get(name), within + name
         if isinstance(default, Namespace):
-            value, key = vars(values).get(name), within + name
             if not isinstance(value, Namespace):
                 raise InputError(
                     f"{key}: got {value!r}, it is a section of keys and values; write them below "
                     "it, or leave it out"
                 )
-            _refuse_flat_sections(value, default, f"{key}.")
+            _refuse_nothing(value, default, f"{key}.")
+        elif value is None and default is not None:
+            raise InputError(f"{key}: holds nothing; give a value, or leave the key out")
 
 
 def _refuse_unusable_file(recipe: str) -> None:
@@ -231,6 +244,8 @@ def _measure(content: str, recipe: str) -> None:
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
             sizes |= {} if event.anchor is None else {event.anchor: size}
+            if "\0" in event.value:
+                raise InputError(f"config: {recipe} holds a zero character; take it out")
             if _LONG_NUMBER.fullmatch(event.value):
                 raise InputError(
                     f"config: {recipe} holds the number {event.value[:20]}... of "

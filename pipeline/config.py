@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from pipeline.cluster import ClusterConfig
 from pipeline.priors import PriorConfig
 from storage.encodings import certified, encoding_named
-from storage.errors import InputError
+from storage.errors import DamagedDataError, InputError
+
+# A recipe names values, never code: jsonargparse would import what `class_path` names.
+set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=["pipeline"])
 
 LARGEST_COUNT = 10**15  # what a float holds exactly, and more than anybody simulates
 
@@ -142,6 +145,16 @@ class PsdConfig:
     file: str | None = None
     quantity: Literal["asd", "psd"] = "asd"
 
+    def check(self, key: str) -> None:
+        """Refuse what is impossible; not in `__post_init__`, as for a detector.
+
+        Raises:
+            InputError: A value is missing.
+        """
+        for name in ("name", "quantity"):
+            if getattr(self, name) is None:
+                raise InputError(f"{key}.{name}: holds nothing; give a value, or leave the key out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
@@ -188,6 +201,8 @@ class DetectorConfig:
         }
         for name, (limit, unit) in limits.items():
             value = getattr(self, name)
+            if value is None:
+                raise InputError(f"detectors: {self.name}'s {name} holds nothing; give {unit}")
             if not abs(value) <= limit:
                 raise InputError(
                     f"detectors: {self.name}'s {name} is {value:g} {unit}, possible is "
@@ -266,6 +281,8 @@ class SimulationConfig:
         for item in self.detectors:
             if isinstance(item, DetectorConfig):
                 item.check()
+        for name, psd in self.psd_of.items():
+            psd.check(f"psd_of.{name}")
         nyquist = self.segment.sample_rate / 2
         if self.waveform.f_lower >= nyquist:
             raise InputError(
@@ -338,11 +355,26 @@ def simulation_to_dict(config: SimulationConfig) -> dict[str, Any]:
     return document
 
 
-def simulation_from_dict(document: dict[str, Any]) -> SimulationConfig:
-    """Read the physics back; the inverse of `simulation_to_dict`."""
+def simulation_from_dict(document: dict[str, Any] | None) -> SimulationConfig:
+    """Read the physics back; the inverse of `simulation_to_dict`.
+
+    Raises:
+        DamagedDataError: It is no such document.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", type=SimulationConfig)
-    return parser.instantiate(parser.parse_object({"config": document})).config  # type: ignore[no-any-return]  # jsonargparse's namespace is untyped
+    try:
+        config = parser.instantiate(parser.parse_object({"config": document})).config
+    except (ArgumentError, ImportError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, ModuleNotFoundError):
+            raise
+        raise DamagedDataError(
+            "the configuration in the data set's metadata is none of a simulation, so it was "
+            f"altered ({' '.join(str(error).split())[:200]})"
+        ) from None
+    if not isinstance(config, SimulationConfig):
+        raise DamagedDataError("the data set's metadata hold no configuration of a simulation")
+    return config
 
 
 def without_paths(config: SimulationConfig) -> SimulationConfig:

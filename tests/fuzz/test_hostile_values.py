@@ -1,6 +1,7 @@
 """Values of the wrong kind or size where recipes, priors and tar headers are read."""
 
 import random
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
@@ -12,7 +13,7 @@ import yaml
 from campaign import campaign, defect_of
 from mutations import PRIOR_TOKENS, mutate_document, mutate_text
 
-from pipeline.config import DatasetConfig
+from pipeline.config import DatasetConfig, simulation_from_dict, simulation_to_dict
 from pipeline.distributions import Cosine, Sine, TruncatedGaussian, Uniform
 from pipeline.gw_distributions import UniformInComponentsMassRatio
 from pipeline.prior_text import parse_prior, read_prior_file
@@ -56,7 +57,7 @@ def mutated_recipe(draw: random.Random) -> str:
     return text
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(1500, marks=pytest.mark.slow)])
 def test_any_recipe_of_other_values_is_read_or_refused(tmp_path, count):
     file = tmp_path / "recipe.yaml"
 
@@ -70,7 +71,7 @@ def test_any_recipe_of_other_values_is_read_or_refused(tmp_path, count):
     campaign("values of a recipe", count, attempt)
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(500, marks=pytest.mark.slow)])
 def test_any_recipe_is_printed_or_refused(tmp_path, count):
     file = tmp_path / "recipe.yaml"
 
@@ -112,6 +113,13 @@ SECTIONS = {
     "more draws than a float counts": f"extrinsic_draws_per_waveform: {'9' * 60}\n",
     "a version that LAL cannot hold": "waveform: {phenomx: {precession_version: 9999999999}}\n",
     "a walltime of too many digits": f"cluster: {{walltime: '{'9' * 60}:0:0'}}\n",
+    "nothing in place of a seed": "events: 4\nseed:\n",
+    "nothing in place of a length": "segment:\n  duration:\n",
+    "nothing in place of a frequency": "waveform:\n  f_lower:\n",
+    "nothing in place of a height": "detectors: [{name: X, latitude: 0, longitude: 0, length: 1,"
+    " xarm_azimuth: 0, yarm_azimuth: 90, elevation: null}]\n",
+    "nothing in place of a PSD": "psd_of: {E1: {name: null}}\n",
+    "a zero character": 'segment: "\\0"\n',
     "a density below zero": "prior: {psi: 'Cosine(0, 3)'}\n",
 }
 
@@ -202,6 +210,58 @@ def test_any_prior_that_is_read_gives_numbers_within_its_support(count):
         return read
 
     campaign("numbers of a prior", count, attempt)
+
+
+CODE = {
+    "in place of a PSD": "psd_of: {E1: canary_module.X}\n",
+    "as the class of a PSD": "psd_of: {E1: {class_path: canary_module.X}}\n",
+    "as the class of a detector": "detectors: [{class_path: canary_module.X}]\n",
+    "as the class of a section": "psd: {class_path: canary_module.X}\n",
+    "in place of a section": "cluster: canary_module.X\n",
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_a_recipe_that_names_code_imports_nothing(name, tmp_path, monkeypatch):
+    (tmp_path / "canary_module.py").write_text("class X: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "recipe.yaml"
+    file.write_text(CODE[name])
+    with pytest.raises(InputError):
+        read_config(DatasetConfig, str(RECIPE), f"--config={file}")
+    assert "canary_module" not in sys.modules
+
+
+def test_metadata_that_name_code_import_nothing(tmp_path, monkeypatch):
+    (tmp_path / "canary_module.py").write_text("class X: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    document = simulation_to_dict(read_config(DatasetConfig, str(RECIPE)).simulation)
+    assert simulation_from_dict(document).seed == 0
+    hostile = {"class_path": "canary_module.X"}
+    for changes in (
+        hostile,
+        {"psd_of": {"E1": hostile}},
+        {"psd": hostile},
+        {"detectors": [hostile]},
+    ):
+        with pytest.raises(DamagedDataError):
+            simulation_from_dict(document | changes)
+    with pytest.raises(DamagedDataError):
+        simulation_from_dict(hostile)
+    assert "canary_module" not in sys.modules
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_any_configuration_in_metadata_is_read_or_refused(count):
+    start = simulation_to_dict(read_config(DatasetConfig, str(RECIPE)).simulation)
+
+    def attempt(draw):
+        document = mutate_document(draw, start)
+        read = partial(simulation_from_dict, document)
+        read.shown = document
+        return read
+
+    campaign("configuration", count, attempt)
 
 
 def with_checksum(header: bytes) -> bytes:
