@@ -176,7 +176,19 @@ def replace_in(path, old, new):
     path.write_bytes(content.replace(old, new, 1))
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+def most_slow(names, quick):
+    """All names, but those that are not among some with a mark."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+QUICK = (
+    "cut strain and a lost table",
+    "lost manifests",
+    "a bit of a manifest and one of its strain",
+)
+
+
+@pytest.mark.parametrize("damage", most_slow(DAMAGES, QUICK))
 def test_exactly_the_damaged_shards_are_simulated_again_bit_for_bit(
     folder, repair, verify, expected, damage
 ):
@@ -235,7 +247,12 @@ def test_two_shards_that_changed_places_change_back(folder, repair, expected):
 @pytest.mark.parametrize(
     "content", [None, *(pytest.param(item, marks=pytest.mark.slow) for item in (b"", b"{}"))]
 )
-@pytest.mark.parametrize("name", [GROUP_METADATA, GROUP_COPY, PSD_CHUNK, *CHILDREN])
+@pytest.mark.parametrize(
+    "name",
+    most_slow(
+        [GROUP_METADATA, GROUP_COPY, PSD_CHUNK, *CHILDREN], (GROUP_METADATA, GROUP_COPY, PSD_CHUNK)
+    ),
+)
 def test_each_file_of_the_metadata_is_restored_and_nothing_else_is_written(
     folder, repair, expected, name, content
 ):

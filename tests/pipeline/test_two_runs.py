@@ -79,6 +79,7 @@ def test_while_one_writes_others_are_refused_and_once_it_is_killed_the_next_goes
     assert len(digests(other)) == 4 * 4 + 8
 
 
+@pytest.mark.slow
 def test_a_data_set_is_verified_while_a_run_writes_it_and_lacks_only_what_is_not_finished(
     first, capsys
 ):
