@@ -3,9 +3,18 @@
 import io
 import os
 import secrets
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import blake3
+
+AHEAD = 32 * 2**20  # bytes after which the disk is asked to begin, while more are made
+
+LARGE = 2**18  # bytes, from which on a second thread digests what this one writes
+
+_digesting = ThreadPoolExecutor(1, "strainflow-digest")
+_syncing = ThreadPoolExecutor(1, "strainflow-sync")  # each starts with its first work
 
 
 class AtomicFile:
@@ -25,14 +34,25 @@ class AtomicFile:
         self._partial = path.with_name(f"{path.name}{token}.partial")
         self._file: io.BufferedWriter | None = self._partial.open("wb")
         self._digest = blake3.blake3()
+        self._ahead: Future[None] | None = None
+        self._asked = 0
         self.length = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
         assert self._file is not None, "written to after its end"
-        self._file.write(data)
-        self._digest.update(data)
+        if len(data) < LARGE:
+            self._file.write(data)
+            self._digest.update(data)
+        else:  # both release Python's lock, and take as long as each other
+            digested = _digesting.submit(self._digest.update, data)
+            self._file.write(data)
+            digested.result()
         self.length += len(data)
+        if self.length - self._asked >= AHEAD and (self._ahead is None or self._ahead.done()):
+            self._wait_for_disk()
+            self._asked = self.length
+            self._ahead = _syncing.submit(os.fdatasync, self._file.fileno())
 
     def digest(self) -> str:
         """BLAKE3 of what was written."""
@@ -41,6 +61,7 @@ class AtomicFile:
     def finish(self) -> None:
         """Give the file its name, when all its bytes are on the disk."""
         assert self._file is not None, "finished twice"
+        self._wait_for_disk()
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -52,11 +73,16 @@ class AtomicFile:
         """Remove the partial file, if there still is one."""
         if self._file is not None:
             self._partial.unlink(missing_ok=True)
-            try:
-                self._file.close()
-            except OSError:  # what is left in its buffer finds no room either
-                pass
+            for end in (self._wait_for_disk, self._file.close):
+                with suppress(OSError):  # what is left in its buffer finds no room either
+                    end()
             self._file = None
+
+    def _wait_for_disk(self) -> None:
+        """Wait for what the disk was asked for; the kernel tells an error only once."""
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            ahead.result()
 
 
 def write_atomically(path: Path, data: bytes, contested: bool = False) -> None:
