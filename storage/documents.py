@@ -84,6 +84,8 @@ def _refuse_unusable(document: object, content: bytes) -> None:
         raise ValueError("a number is too large")
     if b"\\u" in content:  # perhaps half of a surrogate pair, which cannot be printed
         json.dumps(document, ensure_ascii=False).encode()
+    if content.count(b"[") + content.count(b"{") <= _DEEPEST:  # it cannot be deeper
+        return
     level, depth = [document], 0
     while level := [
         inner
