@@ -20,9 +20,9 @@ SETTLE_SECONDS = 1.0  # after which two that take over at the same moment see wh
 
 
 class Paper(Protocol):
-    """Where the document lies."""
+    """Where the document lies. With `once` one attempt to ask a server is enough."""
 
-    def read(self) -> bytes | None:
+    def read(self, once: bool = False) -> bytes | None:
         """What is there, None for nothing."""
 
     def create(self, content: bytes) -> bool:
@@ -31,7 +31,7 @@ class Paper(Protocol):
     def replace(self, content: bytes) -> None:
         """Write it over what is there."""
 
-    def remove(self) -> None:
+    def remove(self, once: bool = False) -> None:
         """Remove it, if it is there."""
 
 
@@ -108,14 +108,16 @@ def held(paper: Paper, place: str) -> Iterator[None]:
     done = threading.Event()
     renewal = threading.Thread(target=_renew, args=(paper, done), daemon=True)
     renewal.start()
+    once = True  # where the server may be what failed
     try:
         yield
+        once = False
     finally:
         done.set()
         renewal.join()
         try:
-            if not _is_of_another(paper):
-                paper.remove()
+            if not _is_of_another(paper, once):
+                paper.remove(once)
         except InputError:  # the server is gone; this process soon is, too
             pass
 
@@ -147,16 +149,16 @@ def refuse_second(holder: Holder | None, place: str) -> None:
         )
 
 
-def _is_of_another(paper: Paper) -> bool:
+def _is_of_another(paper: Paper, once: bool) -> bool:
     """Whether somebody took the document over, since this process slept for too long."""
-    holder, ours = Holder.parse(paper.read()), Holder.here()
+    holder, ours = Holder.parse(paper.read(once)), Holder.here()
     return holder is not None and (holder.host, holder.process) != (ours.host, ours.process)
 
 
 def _renew(paper: Paper, done: threading.Event) -> None:
     while not done.wait(RENEW_SECONDS):
         try:
-            if _is_of_another(paper):
+            if _is_of_another(paper, once=True):
                 return
             paper.replace(Holder.here().to_bytes())
         except (OSError, InputError):  # a full disk, a lost connection: the next time, perhaps

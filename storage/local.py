@@ -206,7 +206,7 @@ class _PaperBeside:
 
     path: Path
 
-    def read(self) -> bytes | None:
+    def read(self, once: bool = False) -> bytes | None:
         try:
             return self.path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -226,7 +226,7 @@ class _PaperBeside:
         new.write_bytes(content)
         new.replace(self.path)
 
-    def remove(self) -> None:
+    def remove(self, once: bool = False) -> None:
         self.path.unlink(missing_ok=True)
         with suppress(OSError):  # there may be a log
             self.path.parent.rmdir()

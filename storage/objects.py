@@ -21,6 +21,7 @@ from storage.retries import (
     is_behind_the_end,
     is_missing,
     retried,
+    upload_seconds,
 )
 from storage.uploads import PART, PartsUpload, WholeUpload, abort_uploads
 from storage.urls import OutputFile, Store
@@ -176,6 +177,15 @@ class ObjectStore(Store):
         root = self._place[1]
         return f"{root}/{path}" if path else root
 
+    def send(self, name: str, content: bytes, mode: str = "overwrite", once: bool = False) -> None:
+        """Write an object as a whole, by its name in fsspec's file system."""
+        bound = self.within(len(content))
+        self.ask("pipe_file", name, content, once=once, mode=mode, **bound)
+
+    def within(self, length: int) -> dict[str, float]:
+        """The option of fsspec's methods that bounds the time of sending so many bytes."""
+        return {"timeout": upload_seconds(length)} if self._place[0].async_impl else {}
+
     def ask(self, method: str, *arguments: Any, once: bool = False, **options: Any) -> Any:  # noqa: ANN401  # fsspec's
         """Call a method of fsspec's file system, again where the connection was lost.
 
@@ -268,25 +278,25 @@ class _ObjectBeside:
     def _name(self) -> str:
         return self.store.full("") + ".writer.json"
 
-    def read(self) -> bytes | None:
+    def read(self, once: bool = False) -> bytes | None:
         try:
-            content: bytes = self.store.ask("cat_file", self._name)
+            content: bytes = self.store.ask("cat_file", self._name, once=once)
         except FileNotFoundError:
             return None
         return content
 
     def create(self, content: bytes) -> bool:
         try:
-            self.store.ask("pipe_file", self._name, content, mode="create")
+            self.store.send(self._name, content, mode="create")
         except FileExistsError:
             return self.read() == content  # an attempt whose answer was lost
         return True
 
     def replace(self, content: bytes) -> None:
-        self.store.ask("pipe_file", self._name, content, once=True)
+        self.store.send(self._name, content, once=True)
 
-    def remove(self) -> None:
+    def remove(self, once: bool = False) -> None:
         try:
-            self.store.ask("rm_file", self._name, once=True)
+            self.store.ask("rm_file", self._name, once=once)
         except FileNotFoundError:
             pass

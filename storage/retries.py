@@ -17,6 +17,7 @@ Answer = TypeVar("Answer")
 
 CONNECT_SECONDS = 10  # for a connection
 SILENCE_SECONDS = 30  # without a byte
+SLOWEST = 500_000  # bytes/s of an upload, else it is taken for lost
 # After the first attempt it is tried again for so long, and so often at least.
 PATIENCE = 30.0  # seconds
 LEAST_TRIES = 3
@@ -78,6 +79,15 @@ def retried(call: Callable[[], Answer], url: str, name: str = "", once: bool = F
                 ) from None
         time.sleep(pause)
         pause, attempt = min(2 * pause, LONGEST_PAUSE), attempt + 1
+
+
+def upload_seconds(length: int) -> float:
+    """How long a request that sends so many bytes may take [s].
+
+    The libraries below watch for silence only once all is sent; and before that they wait for the
+    server to say that it will take it, for ever.
+    """
+    return SILENCE_SECONDS + length / SLOWEST
 
 
 def code_of(error: object) -> str:
@@ -147,4 +157,5 @@ def _kinds_of(error: Exception) -> set[str]:
 
 
 def _words_of(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    silent = "it stays silent" if isinstance(error, TimeoutError) else type(error).__name__
+    return " ".join(str(error).split()) or silent

@@ -34,7 +34,7 @@ class WholeUpload:
 
     def finish(self) -> None:
         """Send it."""
-        self._store.ask("pipe_file", self._store.full(self._path), bytes(self._unsent))
+        self._store.send(self._store.full(self._path), bytes(self._unsent))
         self._unsent.clear()
 
     def discard(self) -> None:
@@ -103,6 +103,7 @@ class PartsUpload(WholeUpload):
         del self._unsent[:length]
 
     def _call(self, method: str, **arguments: Any) -> Any:  # noqa: ANN401  # s3fs's
+        arguments |= self._store.within(len(arguments.get("Body", b"")))
         return self._store.ask("call_s3", method, **self._upload, **arguments)
 
     def _aborted(self) -> InputError:

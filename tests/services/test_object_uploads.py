@@ -3,12 +3,14 @@
 import hashlib
 import os
 import signal
+import socket
 import time
 from threading import Timer
 
 import numpy as np
 import psutil
 import pytest
+import s3fs
 import zarr
 from buckets import PATIENCE, call, fresh_client, refused, start, upload, uploads
 from daemons import wait_until
@@ -203,14 +205,27 @@ def test_parts_whose_connections_are_cut_are_sent_again(url, proxy):
     assert store.read("x") == data
 
 
-def test_a_server_that_goes_in_mid_upload_ends_the_run_in_bounded_time(proxy, run):
-    proxy.refuse()
+@pytest.mark.parametrize(("fault", "most"), [("refuse", 90), ("silence", 400)])
+def test_a_server_that_goes_in_mid_upload_ends_the_run_in_bounded_time(proxy, run, fault, most):
+    getattr(proxy, fault)()
     begin = time.monotonic()
     _, errors = run.communicate(timeout=600)
     assert run.returncode == 2, errors
     assert "Traceback" not in errors
     assert "no answer after" in errors.strip().splitlines()[-1]
-    assert time.monotonic() - begin < 120
+    assert time.monotonic() - begin < most
+
+
+def test_a_server_that_takes_nothing_ends_a_write_in_bounded_time(url, monkeypatch):
+    """S3's clients ask whether they may send, and wait for that answer for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        begin = time.monotonic()
+        with pytest.raises(InputError, match="no answer after 3 attempts .*it stays silent"):
+            store_of(url).write("x", b"a few bytes")
+        assert time.monotonic() - begin < 120
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 # Damage
