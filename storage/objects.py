@@ -4,6 +4,8 @@ One PUT, or a multipart upload that was completed, is what a rename is on a disk
 many at a time; one whose connection is lost is repeated, as `storage.retries` says.
 """
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -137,7 +139,7 @@ class ObjectStore(Store):
         """Open an object for reading."""
         length = self.length(path)
         if length is None:
-            raise FileNotFoundError(self.where(path))
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.where(path))
         return ObjectFile(self, path, length)
 
     def create(self, path: str, contested: bool = False) -> OutputFile:

@@ -61,8 +61,11 @@ def retried(call: Callable[[], Answer], url: str, name: str = "", once: bool = F
     while True:
         try:
             return call()
-        except NotImplementedError:
-            raise InputError(f"{url}: the library of this scheme cannot write there") from None
+        except InputError:
+            raise
+        except (NotImplementedError, ValueError) as error:  # as of places that are only read
+            words = _words_of(error)
+            raise InputError(f"{url}: its library cannot do that ({words})") from None
         except _errors_of_clients() as error:
             if (answer := _final(error, url, name or url)) is not None:
                 raise answer from None

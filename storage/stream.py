@@ -36,6 +36,8 @@ from storage.urls import Store, store_of
 
 ROWS_PER_TASK = 8
 ROWS_PER_REQUEST = 64  # of an object store: they are fetched at once
+SHARDS_AT_ONCE = 16  # of an object store: so many are opened at once
+MOST_SHARDS = 4096  # of an object store: their indices and tables take some 100 kB each
 DESCRIPTORS_SPARED = 256  # for everything else that the process has open
 
 
@@ -245,10 +247,8 @@ class _OpenShards:
         self.together = ROWS_PER_TASK if self._is_local else ROWS_PER_REQUEST
         self._open: OrderedDict[int, tuple[ShardReader, Array]] = OrderedDict()
         self._lock = threading.Lock()
-        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        if allowed == resource.RLIM_INFINITY:  # which is -1
-            allowed = sys.maxsize
-        self._most = max(16, allowed - DESCRIPTORS_SPARED)
+        self._most = _most_open_files() if self._is_local else MOST_SHARDS
+        self._openers = ThreadPoolExecutor(SHARDS_AT_ONCE, "strainflow-open")
 
     def read_rows(self, batch: Batch, rows: range) -> None:
         """Read the events of some rows of a batch into those rows."""
@@ -261,10 +261,13 @@ class _OpenShards:
 
     def close(self) -> None:
         """Close all files."""
+        self._openers.shutdown(cancel_futures=True)
         self._open.clear()
 
     def _fetch_rows(self, batch: Batch, rows: range) -> None:
-        """The same with one request for all of them."""
+        """The same, with the requests for all of them under way at once."""
+        shards = {int(batch.event[row]) // self._schema.events_per_shard for row in rows}
+        list(self._openers.map(self._shard, shards))
         places = [self._place(batch, row) for row in rows]
         ranges = [
             (reader.path, *reader.place(within, batch.strain[row]))
@@ -304,6 +307,13 @@ class _OpenShards:
         )
         table = np.frombuffer(self._store.read(paths["parameters"]), "<f8")
         return reader, table.reshape(schema.events_per_shard, -1)
+
+
+def _most_open_files() -> int:
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed == resource.RLIM_INFINITY:  # which is -1
+        allowed = sys.maxsize
+    return max(16, allowed - DESCRIPTORS_SPARED)
 
 
 def _is_dataloader_worker() -> bool:

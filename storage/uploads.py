@@ -69,7 +69,8 @@ class PartsUpload(WholeUpload):
         if not self._upload:
             super().finish()
             return
-        self._send(len(self._unsent))
+        if self._unsent:
+            self._send(len(self._unsent))
         try:
             self._call("complete_multipart_upload", MultipartUpload={"Parts": self._parts})
         except FileNotFoundError:

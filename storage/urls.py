@@ -185,7 +185,7 @@ def store_of(url: "str | Path | Store") -> Store:
         )
     from storage.objects import ObjectStore
 
-    return ObjectStore(text.rstrip("/"))
+    return ObjectStore(f"{scheme}://{rest.rstrip('/')}")
 
 
 def local_folder(url: "str | Path | Store", purpose: str) -> Path:

@@ -298,7 +298,7 @@ def _digest(store: Store, path: str) -> tuple[int | None, str]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None, ""
     digest, offset = blake3.blake3(), 0
-    piece = memoryview(bytearray(file.piece))
+    piece = memoryview(bytearray(min(file.piece, file.length + 1)))
     while count := file.read_into(offset, piece):
         digest.update(piece[:count])
         offset += count
