@@ -19,7 +19,7 @@ STRAINFLOW = str(Path(sys.executable).with_name("strainflow"))
 STAGES = {
     "simulate": "simulate --config pipeline/recipes/et-demo.yaml --out demo/train.zarr",
     "held out": "simulate --config pipeline/recipes/et-demo.yaml --out demo/test.zarr "
-    "--events 128 --seed 2 --noise gaussian --encoding int16",
+    "--events 128 --seed 2 --noise gaussian",
     "read": "bench read demo/train.zarr --rounds 3 --peers false",
     "train": "train --config model/recipes/demo.yaml --data demo/train.zarr --out demo/run",
     "sample": "sample --run demo/run --data demo/test.zarr --samples 1000 --out demo/results",

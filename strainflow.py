@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from storage.errors import DamagedDataError, InputError
@@ -38,6 +39,9 @@ VERBS = {
 
 # The extra that brings what a package needs.
 EXTRAS = {"pipeline": "[pipeline]", "model": "[model]", "storage": ""}
+
+LARGEST_RECIPE, DEEPEST_RECIPE = 10_000, 32
+_LONG_NUMBER = re.compile(r"[-+]?[0-9a-fA-FxXoO_:.]{100,}")
 
 DONE, ANSWER_IS_NO, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 
@@ -136,14 +140,72 @@ def _read(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     Raises:
         InputError: Something in them cannot be used.
     """
+    found = _find_recipe(words)
+    for flag, recipe in zip(found, found[1:], strict=False):
+        if flag == "--config":
+            _refuse_unusable(recipe)
     try:
-        values: Namespace = parser.instantiate(parser.parse_args(_find_recipe(words)))
+        values: Namespace = parser.instantiate(parser.parse_args(found))
     except ArgumentError as error:
         keys = list(parser.get_defaults(skip_validation=True).keys())
         raise InputError(_explain(_one_sentence(str(error)), keys)) from None
     except UnicodeDecodeError:
         raise InputError("config: the recipe is not text; give a YAML file") from None
     return values
+
+
+def _refuse_unusable(recipe: str) -> None:
+    """Refuse a recipe that would grow beyond all bounds when it is read, before it is.
+
+    Raises:
+        InputError: Its anchors multiply it or hold themselves, or it is nested deeply.
+    """
+    try:
+        content = Path(recipe).read_text("utf-8")
+        _measure(content, recipe)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+    except yaml.YAMLError:  # the parser of the command line says what is wrong
+        pass
+
+
+def _measure(content: str, recipe: str) -> None:
+    """Count the nodes of a YAML document, those that an alias repeats each time.
+
+    Raises:
+        InputError: They are too many, too deep, or numbers too long.
+    """
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = [(None, 0)]
+    for event in yaml.parse(content, yaml.SafeLoader):
+        size = 0
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, 0))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_nodes.pop()
+            size += 1
+            sizes |= {} if anchor is None else {anchor: size}
+        elif isinstance(event, yaml.ScalarEvent):
+            size = 1
+            sizes |= {} if event.anchor is None else {event.anchor: size}
+            if _LONG_NUMBER.fullmatch(event.value):
+                raise InputError(
+                    f"config: {recipe} holds the number {event.value[:20]}... of "
+                    f"{len(event.value):,} digits; write it shorter"
+                )
+        elif isinstance(event, yaml.AliasEvent):
+            size = sizes.get(
+                event.anchor or "", LARGEST_RECIPE + 1
+            )  # one that is not closed: a loop
+        anchor, before = open_nodes[-1]
+        open_nodes[-1] = anchor, before + size
+        if before + size > LARGEST_RECIPE or len(open_nodes) > DEEPEST_RECIPE:
+            raise InputError(
+                f"config: {recipe} holds more than {LARGEST_RECIPE:,} values, or is nested more "
+                f"than {DEEPEST_RECIPE} deep (an alias counts as what it stands for); write "
+                "a plain recipe"
+            )
 
 
 def _explain(message: str, keys: Sequence[str]) -> str:

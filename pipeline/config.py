@@ -43,7 +43,7 @@ class SegmentConfig:
             )
         for name in ("duration", "generation_duration"):
             samples = getattr(self, name) * self.sample_rate
-            if samples != int(samples) or samples % 2:
+            if not samples < 2**53 or samples != int(samples) or samples % 2:
                 raise InputError(
                     f"segment.{name}: {getattr(self, name):g} s at {self.sample_rate:g} Hz are "
                     f"{samples:g} samples, an even whole number is needed"
@@ -352,8 +352,9 @@ def without_paths(config: SimulationConfig) -> SimulationConfig:
 def _require_positive(config: SegmentConfig | WaveformConfig, *names: str) -> None:
     section = "segment" if isinstance(config, SegmentConfig) else "waveform"
     for name in names:
-        if not getattr(config, name) > 0:
+        if not 0 < getattr(config, name) < math.inf:
             unit = "Hz" if name.startswith(("f_", "sample")) else "s"
             raise InputError(
-                f"{section}.{name}: got {getattr(config, name):g} {unit}, must be positive"
+                f"{section}.{name}: got {getattr(config, name):g} {unit}, must be positive and "
+                "finite"
             )

@@ -43,6 +43,8 @@ _KNOWN: dict[str, Callable[..., Distribution | Constraint]] = {
 # bilby accepts these everywhere; they do not change a one-dimensional density.
 LABELS = {"name", "latex_label", "unit", "boundary"}
 
+LONGEST = 1000  # characters of an entry: Python's parser goes as deep as it is given
+
 
 @lru_cache(maxsize=256)  # a constraint is read for every draw
 def parse_constraint(text: str) -> Constraint:
@@ -80,15 +82,21 @@ def is_constraint(text: str) -> bool:
 
 
 def _parse(text: str | float) -> Distribution | Constraint:
+    if len(str(text)) > LONGEST:
+        raise InputError(
+            f"{str(text)[:60]!r}...: has {len(str(text)):,} characters; write at most {LONGEST:,}"
+        )
     try:
         with warnings.catch_warnings(action="ignore"):  # Python's, of the backslash in $M_{\odot}$
             node = ast.parse(str(text), mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # as Python says "too deep"
         raise InputError(
             f"{text!r} is not a prior; write e.g. Uniform(25, 100), or a number"
         ) from None
     try:
         return _call(node) if isinstance(node, ast.Call) else DeltaFunction(_number(node))
+    except RecursionError:
+        raise InputError(f"{text!r} is nested too deeply; write numbers out") from None
     except ArithmeticError as error:
         raise InputError(f"{text}: {error}; give numbers that can be worked with") from None
 

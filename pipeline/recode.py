@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from pipeline.cluster import ClusterConfig
 from pipeline.promise import largest_peak
@@ -20,6 +21,7 @@ from pipeline.run import (
     simulator_of_dataset,
 )
 from pipeline.runlog import ShardReport
+from storage.arrays import Array
 from storage.dataset import create_dataset, read_psd, read_schema
 from storage.encodings import (
     Encoding,
@@ -28,11 +30,12 @@ from storage.encodings import (
     encoding_for,
     encoding_named,
 )
-from storage.errors import InputError
-from storage.manifest import read_manifest, require_complete
-from storage.schema import Event, Schema, shard_files
-from storage.shard import ShardReader
+from storage.errors import DamagedDataError, InputError
+from storage.manifest import HASHES, Manifest, recorded_digest, require_complete
+from storage.schema import GROUP_METADATA, Event, Schema, shard_files
+from storage.shard import MEND, ShardReader
 from storage.urls import Store, store_of
+from storage.verify import proved_manifest
 from storage.writer import write_shard
 
 
@@ -105,9 +108,10 @@ def stored_events(store: Store, schema: Schema, shard: int) -> Iterator[Event]:
     Raises:
         DamagedDataError: One of them is damaged.
     """
-    manifest, paths = read_manifest(store, schema, shard), shard_files(shard)
+    manifest = proved_manifest(store, store.read(GROUP_METADATA), shard)
+    paths = shard_files(shard)
     parameters, snrs = (
-        np.frombuffer(store.read(paths[name]), "<f8").reshape(schema.events_per_shard, -1)
+        _proved_table(store, schema, manifest, paths[name])
         for name in ("parameters", "optimal_snr")
     )
     reader = ShardReader(
@@ -122,6 +126,21 @@ def stored_events(store: Store, schema: Schema, shard: int) -> Iterator[Event]:
         yield Event(number, strain, parameters[row], snrs[row], rejected)
         rejected = Counter()
     reader.close()
+
+
+def _proved_table(
+    store: Store, schema: Schema, manifest: Manifest, path: str
+) -> Float[Array, "event column"]:
+    """Read a table of a shard.
+
+    Raises:
+        DamagedDataError: It is not as it was written.
+    """
+    (content,) = store.read_each([path])
+    kind, recorded = recorded_digest(manifest.files[path])
+    if content is None or HASHES[kind](content).hexdigest() != recorded:
+        raise DamagedDataError(f"{store.where(path)}: is missing or not as it was written; {MEND}")
+    return np.frombuffer(content, "<f8").reshape(schema.events_per_shard, -1)
 
 
 def _encoding_of(config: RecodeConfig, source: Store, schema: Schema) -> Encoding:

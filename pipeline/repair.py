@@ -1,5 +1,7 @@
 """The way back from damage: metadata from their copies, shards by simulating them once more."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,15 +13,15 @@ from pipeline.run import on_workers, simulate_shard
 from pipeline.runlog import RunLog, ShardReport
 from pipeline.verify import MOST_LINES, verify_dataset
 from storage.dataset import is_recorded_psd, read_schema
-from storage.documents import parse_json, seal_holds
+from storage.documents import parse_json, sealed_document
 from storage.errors import DamagedDataError, InputError
 from storage.examine import Finding
-from storage.manifest import Manifest, manifest_path, parse_manifest
+from storage.manifest import Manifest, manifest_path, parse_manifest, recorded_digest
 from storage.metadata import children_files
 from storage.progress import progress_bar
-from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK, Schema
+from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK, Schema, shard_files
 from storage.urls import Store, store_of
-from storage.verify import Inventory, take_inventory
+from storage.verify import Inventory, file_digest, take_inventory
 
 
 class OtherBytesError(DamagedDataError):
@@ -92,7 +94,7 @@ def repair_dataset(url: str | Path | Store, cluster: ClusterConfig, accept: bool
         if shards:
             _mend(store, cluster, accept, sorted(set(shards)), inventory.schema, report)
         store.remove_partial_files()
-        report.remaining = _remaining(store, cluster, report)
+        report.remaining = _remaining(store, report)
     return report
 
 
@@ -153,41 +155,70 @@ class _Proof:
             OtherBytesError: The new files are not those that were recorded, and that was not
                 accepted.
         """
-        (content,) = self.store.read_each([manifest_path(self.shard)])
+        path, made = manifest_path(self.shard), _digests(new)
+        (content,) = self.store.read_each([path])
         if content is None:  # never finished: there is nothing to hold it against
             return new
+        # Digests prove the new files even where the rest of the manifest is damaged.
+        if all(f'"blake3": "{digest}"'.encode() in content for digest in made.values()):
+            return replace(new, replaced=_replaced_in(content, made))
+        sealed = sealed_document(content)
+        if sealed is not None and (sealed.get("shard"), sealed.get("dataset")) != (
+            self.shard,
+            new.dataset,
+        ):
+            self.store.remove(path)  # of another shard or data set: it says nothing of this one
+            return new
         old = self._old(content)
-        recorded = {} if old is None else {path: str(f["blake3"]) for path, f in old.files.items()}
-        made = {path: str(facts["blake3"]) for path, facts in new.files.items()}
-        if made == recorded and old is not None:
-            return replace(new, replaced=old.replaced)
+        believed = old is not None and (sealed is not None or not old.digest)
+        before = _digests(old) if old is not None and believed else self._digests_there()
+        if before == made:  # only the manifest is damaged
+            return new
         if not self.accept:
-            raise OtherBytesError(self._refusal(old))
+            raise OtherBytesError(self._refusal(believed))
+        # Until the new manifest is there the old one stays, damaged files or not: what it records
+        # would be lost if this was stopped in between.
         self.accepted = True
-        # From here on the shard is not finished, until its new manifest is there.
-        self.store.remove(manifest_path(self.shard))
-        return replace(new, replaced=recorded)
+        return replace(new, replaced=before)
 
     def _old(self, content: bytes) -> Manifest | None:
-        """The manifest that is there, if it can be believed."""
+        """The manifest that is there, if it can be read."""
         path = manifest_path(self.shard)
         try:
-            old = parse_manifest(content, read_schema(self.store), self.shard, path)
+            return parse_manifest(content, read_schema(self.store), self.shard, path)
         except DamagedDataError:
             return None
-        return old if not old.digest or seal_holds(content, old.digest) else None
 
-    def _refusal(self, old: Manifest | None) -> str:
-        if old is None:
+    def _digests_there(self) -> dict[str, str]:
+        """Of the shard's files as they are."""
+        found = {path: file_digest(self.store, path) for path in shard_files(self.shard).values()}
+        return {path: digest for path, (length, digest) in found.items() if length is not None}
+
+    def _refusal(self, believed: bool) -> str:
+        if not believed:
             return (
-                f"shard {self.shard}: its manifest is damaged, so nothing proves that what is "
-                "simulated now is what was written then; `--accept` takes it, and records that"
+                f"shard {self.shard}: its manifest is damaged, and simulated here it has other "
+                "bytes than the files that are there; `--accept` takes the new ones, and records "
+                "that"
             )
         return (
             f"shard {self.shard}: simulated here it has other bytes than its manifest records, as "
             "on another kind of CPU; repair it on one like that of the first run, or take the new "
             "ones with `--accept`, which records that"
         )
+
+
+def _digests(manifest: Manifest) -> dict[str, str]:
+    """Of a shard's files, by path."""
+    return {path: recorded_digest(facts)[1] for path, facts in manifest.files.items()}
+
+
+def _replaced_in(manifest: bytes, paths: Iterable[str]) -> dict[str, str]:
+    """What a manifest records of files that were replaced, be it damaged elsewhere or not."""
+    found = {
+        path: re.search(rb'"%s": "([0-9a-f]{64})"' % path.encode(), manifest) for path in paths
+    }
+    return {path: match[1].decode() for path, match in found.items() if match}
 
 
 def _restore_metadata(store: Store, inventory: Inventory) -> list[str]:
@@ -228,7 +259,7 @@ def _of_files(inventory: Inventory, restored: list[str]) -> list[Finding]:
     return [finding for finding in inventory.findings if finding.file in restored]
 
 
-def _remaining(store: Store, cluster: ClusterConfig, report: RepairReport) -> list[Finding]:
+def _remaining(store: Store, report: RepairReport) -> list[Finding]:
     """What is still not as it was written: files that are not ours, and what was refused."""
     left = [finding for finding in take_inventory(store).findings if finding.shard is None]
     return left + [finding for finding in report.found if finding.shard in report.refused.keys()]

@@ -37,7 +37,6 @@ from pipeline.runlog import RunLog, ShardReport
 from pipeline.simulate import Simulator
 from pipeline.window import map_window
 from storage.dataset import create_dataset, read_psd, read_schema
-from storage.encodings import Encoding
 from storage.errors import InputError
 from storage.local import LocalStore
 from storage.manifest import (
@@ -265,22 +264,12 @@ def simulator_of_dataset(url: str) -> tuple[Simulator, Schema]:
 
 def as_recoded(events: Iterable[Event], schema: Schema) -> Iterator[Event]:
     """Events as those data sets held them from which this one was recoded, the first one first."""
-    earlier = list(encodings_before(schema))
+    earlier = schema.encodings_before
     for event in events:
         strain = event.strain
         for encoding in earlier:
             strain = encoding.decode(encoding.encode(strain, event.number, schema.noisy))
         yield replace(event, strain=strain)
-
-
-def encodings_before(schema: Schema) -> Iterator[Encoding]:
-    """The encodings of the data sets from which one was recoded, the first one first."""
-    before = schema.provenance.get("recoded_from")
-    chain = []
-    while before is not None:
-        chain.append(Encoding(**before["encoding"]))
-        before = before.get("recoded_from")
-    yield from reversed(chain)
 
 
 @contextmanager

@@ -105,7 +105,8 @@ def _verdicts(
     task = partial(verify_shard, store.address, inventory.group)
     if cluster.kind == "local" and _is_small(store, inventory):
         for shard in inventory.finished:
-            yield time.perf_counter() - start, task(shard)
+            verdict = task(shard)
+            yield time.perf_counter() - start, verdict
         return
     yield from on_workers(cluster, store, task, inventory.finished)
 

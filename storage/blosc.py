@@ -12,6 +12,7 @@ from storage.encodings import Blosc
 from storage.errors import DamagedDataError
 
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
+_DTYPES = {name: name for name in ("<f4", "<f2", "<i2", "|i1")}  # that we store
 _HEADER = struct.Struct("<4B3I")  # versions, flags, typesize; nbytes, blocksize, cbytes
 
 # Blosc's own threads append their blocks as they come, so that the bytes would vary from run to
@@ -67,10 +68,21 @@ def decode_strain(sample: dict[str, Any]) -> dict[str, Any]:
     """
     if "strain.blosc" not in sample:
         return sample
-    facts = sample["json"]
-    shape = len(facts["detectors"]), facts["samples"]
-    strain = np.empty(shape, np.dtype(facts["dtype"]))
-    decompress_into(sample["strain.blosc"], strain, f"event {facts['event']}")
+    facts, frame = sample["json"], sample["strain.blosc"]
+    try:
+        detectors, samples = len(facts["detectors"]), facts["samples"]
+        dtype, where = np.dtype(_DTYPES[facts["dtype"]]), f"event {facts['event']}"
+    except (KeyError, TypeError):
+        raise DamagedDataError("the JSON of a compressed event was altered") from None
+    # The room for it is taken only when the frame says the same.
+    length = _HEADER.unpack(frame[: _HEADER.size])[4] if len(frame) >= _HEADER.size else 0
+    if type(samples) is not int or samples < 0 or detectors * samples * dtype.itemsize != length:
+        raise DamagedDataError(f"{where}: its Blosc frame has not the length that its JSON says")
+    try:
+        strain = np.empty((detectors, samples), dtype)
+    except MemoryError:
+        raise DamagedDataError(f"{where}: {length:,} bytes do not fit into memory") from None
+    decompress_into(frame, strain, where)
     return {name: value for name, value in sample.items() if name != "strain.blosc"} | {
         "strain.npy": strain
     }

@@ -5,7 +5,8 @@ depends on when, where or in what order they were written.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from storage.manifest import (
     require_complete,
     require_sound,
 )
-from storage.metadata import dataset_files, schema_from_metadata
+from storage.metadata import dataset_files, group_of, schema_from_metadata, without_settings
 from storage.schema import (
     GROUP_METADATA,
     PSD_CHUNK,
@@ -92,7 +93,8 @@ def read_schema(url: str | Path | Store) -> Schema:
         InputError: There is no data set of ours.
         DamagedDataError: Its metadata were altered.
     """
-    return schema_from_metadata(read_group(store_of(url)), str(url))
+    store = store_of(url)
+    return schema_from_metadata(read_group(store), store.url)
 
 
 def dataset_digest(url: str | Path | Store) -> str:
@@ -118,6 +120,11 @@ def read_psd(url: str | Path | Store) -> Float[Array, "detector frequency"]:
         raise DamagedDataError(
             f"{store.where(PSD_CHUNK)}: is missing or was altered (it has not the SHA-256 that the "
             "metadata record); `strainflow repair` restores it"
+        )
+    if len(content) != 8 * len(schema.detectors) * schema.frequencies:
+        raise DamagedDataError(
+            f"{store.where(GROUP_METADATA)}: was altered (its PSD has another shape than the "
+            "file's bytes); `strainflow repair` restores it"
         )
     return np.frombuffer(content, "<f8").reshape(len(schema.detectors), schema.frequencies)
 
@@ -165,20 +172,37 @@ def open_dataset(url: str | Path | Store, growing: bool = False) -> "xarray.Data
     store = store_of(url)
     schema = read_schema(store)
     shards = require_sound(store, schema, growing)
+    _refuse_what_readers_take_otherwise(store, schema)
     dataset = xarray.open_zarr(store.url, chunks=None, mask_and_scale=False)
     attributes = dataset["strain"].attrs
     if "scale_factor" in attributes:  # a float in JSON, with which xarray would decode to float64
         attributes["scale_factor"] = np.float32(attributes["scale_factor"])
+    if len(shards) < schema.shards:
+        dataset = dataset.isel(event=events_of_shards(schema, shards))
     labelled = xarray.decode_cf(dataset).assign_coords(
-        event=np.arange(schema.events),
+        event=events_of_shards(schema, shards),
         detector=list(schema.detectors),
         time=np.arange(schema.samples) / schema.sample_rate,
         parameter=list(schema.parameter_names),
         frequency=np.arange(schema.frequencies) * schema.frequency_step,
     )
-    if len(shards) < schema.shards:
-        labelled = labelled.isel(event=events_of_shards(schema, shards))
     return labelled
+
+
+def _refuse_what_readers_take_otherwise(store: Store, schema: Schema) -> None:
+    """Refuse metadata in which something was altered that zarr or xarray go by, and we do not.
+
+    Raises:
+        DamagedDataError: They are not those of such a data set.
+    """
+    group = read_group(store)
+    psd = group["consolidated_metadata"]["metadata"]["psd"]["attributes"].get("sha256")
+    wanted = {**group_of(schema, psd), "attributes": group["attributes"]}
+    if without_settings(group) != without_settings(wanted):
+        raise DamagedDataError(
+            f"{store.where(GROUP_METADATA)}: its metadata were altered "
+            f"({_first_difference(group, wanted)}); `strainflow repair` restores them"
+        )
 
 
 def events_of_shards(schema: Schema, shards: list[int]) -> Int64[Array, "event"]:
@@ -235,8 +259,12 @@ def read_group(url: str | Path | Store) -> dict[str, Any]:
 
 def _holds_nothing_yet(store: Store) -> bool:
     """Whether there is a data set of ours without a finished shard."""
-    attributes = read_group(store).get("attributes", {})
-    return "strainflow" in attributes and not has_finished_shards(store)
+    attributes = read_group(store).get("attributes")
+    return (
+        isinstance(attributes, dict)
+        and "strainflow" in attributes
+        and not has_finished_shards(store)
+    )
 
 
 def _is_of_finished_shards(store: Store, schema: Schema, wanted: bytes) -> bool:
@@ -244,19 +272,22 @@ def _is_of_finished_shards(store: Store, schema: Schema, wanted: bytes) -> bool:
     shards = finished_shards(store, schema)
     if not shards:
         return False
-    if (recorded := recorded_identity(store, schema, shards)) is not None:
-        return recorded == blake3.blake3(wanted).hexdigest()
+    recorded = recorded_identities(store, schema, shards)
+    if (first := next(recorded, None)) is not None:
+        identity = blake3.blake3(wanted).hexdigest()
+        return identity in chain([first], recorded)  # some may be of another data set
     return list(store.read_each([GROUP_METADATA])) == [wanted]
 
 
-def recorded_identity(store: Store, schema: Schema, shards: Iterable[int]) -> str | None:
-    """The digest of the group's metadata that the first manifest which can be read records."""
+def recorded_identities(store: Store, schema: Schema, shards: Iterable[int]) -> Iterator[str]:
+    """The digests of the group's metadata that manifests record, those that can be read."""
     for shard in shards:
         try:
-            return read_manifest(store, schema, shard).dataset or None
+            dataset = read_manifest(store, schema, shard).dataset
         except DamagedDataError:
             continue
-    return None
+        if dataset:
+            yield dataset
 
 
 def _foreign_entry(store: Store, files: Mapping[str, bytes]) -> str | None:

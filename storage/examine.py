@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import google_crc32c
@@ -116,7 +117,9 @@ class Examination:
             words.append("the index at its end is damaged")
             found = walk_tar(file, ".strain.blosc", layout.payload)
             return list(found)[:count]
-        return [(int(offset), int(length)) for offset, length in index if offset < file.length]
+        places = [(int(offset), int(length)) for offset, length in index]
+        # In a shard of other data they may lie anywhere.
+        return list(takewhile(lambda place: sum(place) <= file.length, places))
 
     def _damaged_frames(self, file: InputFile, entries: list[tuple[int, int]]) -> Iterator[int]:
         """The events around whose payload something else stands than was written."""

@@ -114,7 +114,8 @@ def held(paper: Paper, place: str) -> Iterator[None]:
         done.set()
         renewal.join()
         try:
-            paper.remove()
+            if not _is_of_another(paper):
+                paper.remove()
         except InputError:  # the server is gone; this process soon is, too
             pass
 
@@ -146,9 +147,17 @@ def refuse_second(holder: Holder | None, place: str) -> None:
         )
 
 
+def _is_of_another(paper: Paper) -> bool:
+    """Whether somebody took the document over, since this process slept for too long."""
+    holder, ours = Holder.parse(paper.read()), Holder.here()
+    return holder is not None and (holder.host, holder.process) != (ours.host, ours.process)
+
+
 def _renew(paper: Paper, done: threading.Event) -> None:
     while not done.wait(RENEW_SECONDS):
         try:
+            if _is_of_another(paper):
+                return
             paper.replace(Holder.here().to_bytes())
         except (OSError, InputError):  # a full disk, a lost connection: the next time, perhaps
             continue

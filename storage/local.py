@@ -4,8 +4,9 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from storage.lease import Holder, current_holder, held, refuse_second
 from storage.urls import Store
 
 WRITER = "writer.json"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of some network file systems
+# Of network file systems without locks, or with none for folders.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,12 @@ class LocalStore(Store):
 
     def read(self, path: str) -> bytes:
         """Read a whole file."""
-        return (self.folder / path).read_bytes()
+        file = self.open(path)
+        try:
+            content = bytearray(file.length)
+            return bytes(content[: file.read_into(0, memoryview(content))])
+        finally:
+            file.close()
 
     def read_each(self, paths: Sequence[str]) -> Iterator[bytes | None]:
         """Read small files one after the other."""
@@ -62,9 +69,10 @@ class LocalStore(Store):
     def length(self, path: str) -> int | None:
         """Length of a file in bytes."""
         try:
-            return (self.folder / path).stat().st_size
+            found = (self.folder / path).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def lengths(self) -> Callable[[str], int | None]:
         """Look each file up when it is asked for."""
@@ -101,7 +109,8 @@ class LocalStore(Store):
     def remove_partial_files(self) -> None:
         """Remove what writers that died left behind."""
         for path in self.folder.rglob("*.partial"):
-            path.unlink(missing_ok=True)
+            if not path.is_dir() or path.is_symlink():
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def only_writer(self) -> Iterator[None]:
@@ -159,12 +168,16 @@ class LocalFile:
 
     def __init__(self, path: Path) -> None:
         self._descriptor = -1
-        self._descriptor = os.open(path, os.O_RDONLY)
-        self.length = os.fstat(self._descriptor).st_size
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "Is no file", str(path))
+        self.length = found.st_size
 
     def read(self, offset: int, length: int) -> bytes:
         """Read bytes."""
-        return os.pread(self._descriptor, length, offset)
+        there = min(length, self.length - offset)  # for more, room would be taken in vain
+        return os.pread(self._descriptor, there, offset) if there > 0 else b""
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Read bytes straight into a buffer."""
@@ -215,3 +228,5 @@ class _PaperBeside:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be a log
+            self.path.parent.rmdir()

@@ -3,6 +3,7 @@
 A shard's manifest is written last, so that it marks the shard as complete.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,9 @@ from storage.schema import GROUP_METADATA, MANIFEST_FOLDER, Schema, shard_files
 from storage.urls import Store, store_of
 
 _NAME = re.compile(r"(\d{6,18})\.json")
+
+# How files of a shard were digested, by the name that manifests give it; SHA-256 before 0.2.0.
+HASHES: Mapping[str, Callable[..., Any]] = {"blake3": blake3.blake3, "sha256": hashlib.sha256}
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,12 @@ def parse_manifest(content: bytes | None, schema: Schema, shard: int, name: str)
 def _first_impossible(manifest: Manifest, schema: Schema, shard: int) -> str | None:
     """The first entry of a manifest that does not fit its shard."""
     expected = schema.events_of(shard)
-    if (manifest.shard, manifest.first_event, manifest.events) != (
+    numbers = manifest.shard, manifest.first_event, manifest.events, manifest.worst_event
+    if not all(type(number) is int for number in numbers) or (
+        manifest.shard,
+        manifest.first_event,
+        manifest.events,
+    ) != (
         shard,
         expected.start,
         len(expected),
@@ -148,10 +157,16 @@ def _first_impossible(manifest: Manifest, schema: Schema, shard: int) -> str | N
     if set(manifest.files) != set(shard_files(shard).values()):  # nothing outside the data set
         return "list of files"
     if not all(
-        type(facts["bytes"]) is int and facts["bytes"] >= 0 and isinstance(facts["blake3"], str)
+        _is_count(facts["bytes"]) and isinstance(recorded_digest(facts)[1], str)
         for facts in manifest.files.values()
     ):
         return "lengths or digests"
+    columns = {"parameters": len(schema.parameters), "optimal_snr": len(schema.detectors)}
+    if any(
+        manifest.files[shard_files(shard)[name]]["bytes"] != 8 * schema.events_per_shard * count
+        for name, count in columns.items()
+    ):
+        return "length of a table"
     if len(manifest.crc32c) != len(expected) or not all(
         type(value) is int and 0 <= value < 2**32 for value in manifest.crc32c
     ):
@@ -162,11 +177,23 @@ def _first_impossible(manifest: Manifest, schema: Schema, shard: int) -> str | N
         return "loss"
     if not all(isinstance(text, str) for text in (manifest.dataset, manifest.digest)):
         return "digests"
-    if not all(type(count) is int for count in manifest.rejected.values()):
+    if not all(map(_is_count, manifest.rejected.values())):
         return "rejected draws"
     if not all(isinstance(found["passed"], bool) for found in manifest.checks.values()):
         return "checks"
+    if not all(isinstance(digest, str) for digest in manifest.replaced.values()):
+        return "replaced files"
     return None
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**62
+
+
+def recorded_digest(facts: Mapping[str, Any]) -> tuple[str, str]:
+    """Which digest of a file a manifest holds, and the digest."""
+    kind = next((name for name in HASHES if name in facts), "blake3")
+    return kind, facts[kind]
 
 
 def dataset_identity(url: str | Path | Store) -> str:

@@ -5,6 +5,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from storage.schema import GROUP_COPY, GROUP_METADATA, MANIFEST_FOLDER, PSD_CHUN
 
 FORMAT_VERSION = 1
 
+_CHILD = re.compile(r"\w+")
 _Number = TypeVar("_Number", int, float)
 
 
@@ -28,8 +30,23 @@ def dataset_files(schema: Schema, psd: Float[Array, "detector frequency"]) -> di
     Written here and not by zarr-python, so that the bytes do not change with its version. The
     group's metadata hold all the others and the PSD's digest: they alone say what the data set is.
     """
-    detectors, samples = schema.strain_shape
     psd_bytes = psd.astype("<f8").tobytes()
+    group = group_of(schema, hashlib.sha256(psd_bytes).hexdigest())
+    children = group["consolidated_metadata"]["metadata"]
+    documents = {f"{name}/zarr.json": document for name, document in children.items()}
+    documents[GROUP_METADATA] = group
+    files = {path: canonical_json(document) for path, document in documents.items()}
+    return {PSD_CHUNK: psd_bytes, GROUP_COPY: files[GROUP_METADATA], **files}
+
+
+def group_of(schema: Schema, psd_digest: str) -> dict[str, Any]:
+    """The group's metadata.
+
+    Args:
+        schema: What the data set is.
+        psd_digest: SHA-256 of the PSD's bytes.
+    """
+    detectors, samples = schema.strain_shape
     per_shard = schema.events_per_shard
     strain_attributes: dict[str, Any] = {
         "units": "1",
@@ -80,7 +97,7 @@ def dataset_files(schema: Schema, psd: Float[Array, "detector frequency"]) -> di
                 "long_name": "one-sided power spectral density",
                 "frequency_step": schema.frequency_step,
                 "detectors": list(schema.detectors),
-                "sha256": hashlib.sha256(psd_bytes).hexdigest(),
+                "sha256": psd_digest,
             },
         ),
     }
@@ -94,17 +111,13 @@ def dataset_files(schema: Schema, psd: Float[Array, "detector frequency"]) -> di
     }
     if schema.encoding.max_snr_loss is not None:
         ours["max_snr_loss"] = schema.encoding.max_snr_loss
-    group = {
+    return {
         "zarr_format": 3,
         "node_type": "group",
         "attributes": {"strainflow": ours},
         # With this, xarray and zarr-python read one file in place of listing the folder.
         "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": children},
     }
-    documents = {f"{name}/zarr.json": document for name, document in children.items()}
-    documents[GROUP_METADATA] = group
-    files = {path: canonical_json(document) for path, document in documents.items()}
-    return {PSD_CHUNK: psd_bytes, GROUP_COPY: files[GROUP_METADATA], **files}
 
 
 def children_files(group: Mapping[str, Any]) -> dict[str, bytes]:
@@ -132,11 +145,8 @@ def schema_from_metadata(group: Mapping[str, Any], where: str) -> Schema:
             f"{where}: a Zarr group, but none that strainflow wrote (zarr.json has no strainflow "
             "attributes); give a folder made by `strainflow simulate`"
         )
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{where}: its format version is {version}, this strainflow reads version "
-            f"{FORMAT_VERSION}; install the strainflow that wrote it"
-        )
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise InputError(f"{where}: {_refusal_of(version)}")
     try:
         return _schema_of(dict(ours), group["consolidated_metadata"]["metadata"])
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
@@ -147,22 +157,44 @@ def schema_from_metadata(group: Mapping[str, Any], where: str) -> Schema:
         ) from None
 
 
+def _refusal_of(version: object) -> str:
+    """Why a format version cannot be read, and what to do."""
+    if type(version) is int and version > FORMAT_VERSION:
+        return (
+            f"its format version {version} is newer than this strainflow, which reads version "
+            f"{FORMAT_VERSION}; install a newer strainflow"
+        )
+    return (
+        f"its format version {version!r} is none that strainflow ever wrote (the first is 1), so "
+        "its zarr.json was altered; `strainflow repair` restores it from its copy"
+    )
+
+
 def _schema_of(ours: dict[str, Any], children: Mapping[str, Any]) -> Schema:
+    if not all(map(_CHILD.fullmatch, children)):  # they become paths
+        raise ValueError("the name of an array")
     strain, parameters, psd = (children[name] for name in ("strain", "parameters", "psd"))
     scale = strain["attributes"].get("scale_factor")
     loss = ours.pop("max_snr_loss", None)
     encoding = replace(
         encoding_named(ours.pop("encoding")),
         scale_factor=scale if scale is None else _positive(scale, float),
-        max_snr_loss=loss if loss is None else float(loss),
+        max_snr_loss=loss if loss is None else _number(loss),
     )
+    detectors = strain["attributes"]["detectors"]
+    if not (
+        isinstance(detectors, list) and detectors and all(isinstance(d, str) for d in detectors)
+    ):
+        raise ValueError("detectors")
+    if not parameters["attributes"]["parameters"]:
+        raise ValueError("parameters")
     if (encoding.scale_factor is None) != (encoding.dtype.kind == "f"):
         raise ValueError("scale_factor")
     del ours["format_version"]
-    return Schema(
+    schema = Schema(
         events=_positive(ours.pop("events"), int),
         events_per_shard=_positive(ours.pop("events_per_shard"), int),
-        detectors=tuple(map(str, strain["attributes"]["detectors"])),
+        detectors=tuple(detectors),
         samples=_positive(strain["shape"][2], int),
         sample_rate=_positive(strain["attributes"]["sample_rate"], float),
         encoding=encoding,
@@ -172,6 +204,61 @@ def _schema_of(ours: dict[str, Any], children: Mapping[str, Any]) -> Schema:
         frequency_step=_positive(psd["attributes"]["frequency_step"], float),
         provenance=ours,
     )
+    _refuse_other_shapes(schema, children)
+    _refuse_provenance(schema)
+    return schema
+
+
+def _refuse_other_shapes(schema: Schema, children: Mapping[str, Any]) -> None:
+    """Refuse arrays that are not as large, cut and stored as the data set's facts make them.
+
+    So that a number that was altered is known before any memory is taken for it.
+    """
+    if schema.event_bytes >= 2**62:
+        raise ValueError("shape")
+    for name, wanted in group_of(schema, "")["consolidated_metadata"]["metadata"].items():
+        for key in ("shape", "chunk_grid", "data_type", "codecs"):
+            there = children[name].get(key)
+            if key in wanted and without_settings(there) != without_settings(wanted[key]):
+                raise ValueError(f"the {key} of {name}")
+
+
+def without_settings(value: object) -> object:
+    """The same without those of Blosc, which only its writer needs and a later one may change."""
+    if isinstance(value, list):
+        return [without_settings(item) for item in value]
+    if isinstance(value, dict):
+        if value.get("name") == "blosc":
+            return {"name": "blosc"}
+        return {key: without_settings(item) for key, item in value.items()}
+    return value
+
+
+def _refuse_provenance(schema: Schema) -> None:
+    """Refuse what is told of the data set's making in another form than we read it in."""
+    configuration = schema.provenance.get("configuration", {})
+    sections = (
+        configuration,
+        configuration.get("waveform", {}),
+        schema.provenance.get("versions", {}),
+    )
+    if not all(isinstance(section, dict) for section in sections):
+        raise TypeError("provenance")
+    for encoding in schema.encodings_before:
+        if encoding_named(encoding.name).compressed != encoding.compressed:
+            raise ValueError("recoded_from")
+        if (encoding.scale_factor is None) != (encoding.dtype.kind == "f"):
+            raise ValueError("recoded_from")
+        if encoding.scale_factor is not None:
+            _positive(encoding.scale_factor, float)
+        if encoding.max_snr_loss is not None:
+            _number(encoding.max_snr_loss)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"the number {value!r}")
+    return float(value)
 
 
 def _parameter(column: Mapping[str, Any]) -> Parameter:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from storage.arrays import Array
+from storage.documents import parse_json
 from storage.errors import DamagedDataError, InputError
 from storage.files import write_atomically
 
@@ -85,10 +86,10 @@ def read_posterior(path: Path) -> Posterior:
         DamagedDataError: It is no posterior file of ours.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes(), str(path))
         columns = content["posterior"]["content"]
         names = tuple(content["search_parameter_keys"])
-        return Posterior(
+        posterior = Posterior(
             event=content["meta_data"]["event"],
             names=names,
             samples=np.array([columns[name] for name in names], np.float64).T,
@@ -98,11 +99,38 @@ def read_posterior(path: Path) -> Posterior:
             optimal_snr=content["meta_data"]["optimal_snr"],
             provenance=content["meta_data"]["strainflow"],
         )
+        _refuse_impossible(posterior)
+        return posterior
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedDataError(
             f"{path}: is no posterior file that `strainflow sample` wrote whole "
             f"({type(error).__name__}: {error}); delete it and sample again"
         ) from None
+
+
+def _refuse_impossible(posterior: Posterior) -> None:
+    """Refuse what `write_posterior` does not write.
+
+    Raises:
+        ValueError: Something is of another kind or length.
+    """
+    snr, (samples, names) = posterior.optimal_snr, (posterior.samples, posterior.names)
+    if type(posterior.event) is not int or not 0 <= posterior.event < 2**62:
+        raise ValueError("event")
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("names")
+    if samples.ndim != 2 or posterior.log_prob.shape != samples.shape[:1]:
+        raise ValueError("number of samples")
+    if not all(
+        isinstance(m, dict) for m in (posterior.truth, posterior.priors, posterior.provenance)
+    ):
+        raise ValueError("truth, priors or provenance")
+    if not all(type(value) in (int, float) for value in posterior.truth.values()):
+        raise ValueError("truth")
+    if not all(isinstance(text, str) for text in posterior.priors.values()):
+        raise ValueError("priors")
+    if snr is not None and type(snr) not in (int, float):
+        raise ValueError("optimal_snr")
 
 
 def result_files(folder: str | Path) -> list[Path]:

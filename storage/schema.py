@@ -90,6 +90,16 @@ class Schema:
         """Names of the parameters, in the order of their columns."""
         return tuple(parameter.name for parameter in self.parameters)
 
+    @property
+    def encodings_before(self) -> list[Encoding]:
+        """Of the data sets from which this one was recoded and that lost something, in order."""
+        before = self.provenance.get("recoded_from")
+        chain = []
+        while before is not None:
+            chain.append(Encoding(**before["encoding"]))
+            before = before.get("recoded_from")
+        return chain[::-1]
+
     def events_of(self, shard: int) -> range:
         """The numbers of the events in a shard."""
         first = shard * self.events_per_shard

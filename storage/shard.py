@@ -246,6 +246,8 @@ class ShardReader:
                 f"{self.name}: event {row} of this shard has {length} bytes according to the "
                 f"index, {buffer.nbytes} were expected; {MEND}"
             )
+        if offset + length > self._file.length:
+            raise DamagedDataError(f"{self.name}: ends within event {row} of this shard; {MEND}")
         return offset, length
 
     def read_into(self, row: int, buffer: Num[Array, "detector time"]) -> None:

@@ -6,6 +6,7 @@ Where a digest is wrong, checksums of single events, the tar's headers, and what
 say which events are concerned.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,14 +15,16 @@ from pathlib import Path
 import blake3
 
 from storage.dataset import psd_content
-from storage.documents import SEAL, parse_json, seal_holds
+from storage.documents import parse_json, seal_holds, sealed_document
 from storage.errors import DamagedDataError, InputError
 from storage.examine import Examination, Finding
 from storage.manifest import (
+    HASHES,
     Manifest,
     finished_shards,
     manifest_path,
     parse_manifest,
+    recorded_digest,
 )
 from storage.metadata import children_files, schema_from_metadata
 from storage.schema import (
@@ -81,8 +84,7 @@ def take_inventory(url: str | Path | Store) -> Inventory:
         DamagedDataError: Its metadata are lost.
     """
     store = store_of(url)
-    identity = _identity_in_manifests(store)
-    group, findings = _group_metadata(store, identity)
+    group, findings, identity = _group_metadata(store)
     schema = schema_from_metadata(parse_json(group, store.where(GROUP_METADATA)), store.url)
     children = children_files(parse_json(group, ""))
     for (path, wanted), found in zip(
@@ -116,25 +118,45 @@ def verify_shard(url: str | Path | Store, group: bytes, shard: int) -> ShardVerd
         shard: Its number.
     """
     store, schema = store_of(url), _schema_of(group)
-    path, events = manifest_path(shard), len(schema.events_of(shard))
-    (content,) = store.read_each([path])
-    try:
-        manifest = parse_manifest(content, schema, shard, path)
-    except DamagedDataError as error:
-        return ShardVerdict(shard, events, len(content or b""), (_of_manifest(path, shard, error),))
-    findings = _verify_manifest(manifest, content or b"", group)
+    (content,) = store.read_each([manifest_path(shard)])
+    events, total = len(schema.events_of(shard)), len(content or b"")
+    manifest = _read_manifest(content, group, shard)
+    if isinstance(manifest, Finding):  # then nothing is known of the files
+        return ShardVerdict(shard, events, total, (manifest,))
     sound = dict[str, bool]()
-    total = len(content or b"")
     for file, facts in manifest.files.items():
-        length, digest = _digest(store, file)
+        kind, recorded = recorded_digest(facts)
+        length, digest = file_digest(store, file, kind)
         total += length or 0
-        sound[file] = (length, digest) == (facts["bytes"], facts["blake3"])
-    findings += Examination(store, schema, manifest, sound).findings()
-    return ShardVerdict(shard, events, total, tuple(findings))
+        sound[file] = (length, digest) == (facts["bytes"], recorded)
+    found = Examination(store, schema, manifest, sound).findings()
+    return ShardVerdict(shard, events, total, tuple(found))
+
+
+def proved_manifest(url: str | Path | Store, group: bytes, shard: int) -> Manifest:
+    """Read the manifest of a shard, and see whether it is as it was written.
+
+    Args:
+        url: The data set.
+        group: The group's metadata.
+        shard: Its number.
+
+    Raises:
+        DamagedDataError: It is missing, altered, or of another data set.
+    """
+    store, path = store_of(url), manifest_path(shard)
+    manifest = _read_manifest(next(store.read_each([path])), group, shard)
+    if isinstance(manifest, Finding):
+        raise DamagedDataError(
+            f"{store.where(path)}: {manifest.what}; `strainflow repair {store.url}` mends it"
+        )
+    return manifest
 
 
 def look_at_lengths(url: str | Path | Store, inventory: Inventory) -> Iterator[ShardVerdict]:
     """See whether the files of each finished shard are there and as long as they were written.
+
+    The manifests, which say how long, are proved too.
 
     Args:
         url: The data set.
@@ -143,12 +165,11 @@ def look_at_lengths(url: str | Path | Store, inventory: Inventory) -> Iterator[S
     store, schema = store_of(url), inventory.schema
     length_of = store.lengths()
     paths = [manifest_path(shard) for shard in inventory.finished]
-    for shard, path, content in zip(inventory.finished, paths, store.read_each(paths), strict=True):
+    for shard, content in zip(inventory.finished, store.read_each(paths), strict=True):
         events = len(schema.events_of(shard))
-        try:
-            manifest = parse_manifest(content, schema, shard, path)
-        except DamagedDataError as error:
-            yield ShardVerdict(shard, events, 0, (_of_manifest(path, shard, error),))
+        manifest = _read_manifest(content, inventory.group, shard)
+        if isinstance(manifest, Finding):
+            yield ShardVerdict(shard, events, 0, (manifest,))
             continue
         findings = []
         for file, facts in manifest.files.items():
@@ -158,9 +179,20 @@ def look_at_lengths(url: str | Path | Store, inventory: Inventory) -> Iterator[S
         yield ShardVerdict(shard, events, 0, tuple(findings))
 
 
-def _of_manifest(path: str, shard: int, error: DamagedDataError) -> Finding:
-    """What is wrong with a manifest that cannot be read."""
-    return Finding(path, str(error).removeprefix(f"{path}: ").partition(";")[0], shard)
+def _read_manifest(content: bytes | None, group: bytes, shard: int) -> Manifest | Finding:
+    """Read a manifest, or say what is wrong with it."""
+    path, schema = manifest_path(shard), _schema_of(group)
+    try:
+        manifest = parse_manifest(content, schema, shard, path)
+    except DamagedDataError as error:
+        return Finding(path, str(error).removeprefix(f"{path}: ").partition(";")[0], shard)
+    if not manifest.digest and not manifest.dataset:  # of before 0.3.0
+        return manifest
+    if not seal_holds(content or b"", manifest.digest):
+        return Finding(path, "is not as it was written: its digest is another", shard)
+    if manifest.dataset != blake3.blake3(group).hexdigest():
+        return Finding(path, "is of another data set", shard, tuple(schema.events_of(shard)))
+    return manifest
 
 
 @lru_cache(maxsize=4)
@@ -168,58 +200,70 @@ def _schema_of(group: bytes) -> Schema:
     return schema_from_metadata(parse_json(group, GROUP_METADATA), "the data set")
 
 
-def _identity_in_manifests(store: Store) -> str | None:
-    """The digest of the group's metadata that a manifest with an unbroken seal records."""
-    names = (name for name in store.names(MANIFEST_FOLDER) if name[:1].isdigit())
-    for name in names:
-        (content,) = store.read_each([f"{MANIFEST_FOLDER}/{name}"])
-        try:
-            document = parse_json(content, name)
-        except DamagedDataError:
+def _identities_in_manifests(store: Store) -> Iterator[str]:
+    """The digest of the group's metadata that each manifest with an unbroken seal records."""
+    for name in store.names(MANIFEST_FOLDER):
+        if not name[:1].isdigit():
             continue
-        digest, dataset = document.get(SEAL), document.get("dataset")
-        sealed = isinstance(digest, str) and seal_holds(content or b"", digest)
-        if sealed and isinstance(dataset, str) and dataset:
+        (content,) = store.read_each([f"{MANIFEST_FOLDER}/{name}"])
+        document = sealed_document(content or b"")
+        dataset = None if document is None else document.get("dataset")
+        if isinstance(dataset, str) and dataset:
+            yield dataset
+
+
+def _identity(store: Store, there: Mapping[str, str | None]) -> str | None:
+    """The digest of the metadata to which the shards belong; None where no manifest tells.
+
+    Args:
+        store: The data set.
+        there: The digests of the group's metadata and of their copy.
+    """
+    votes = Counter[str]()
+    for dataset in _identities_in_manifests(store):
+        votes[dataset] += 1
+        if set(there.values()) == {dataset}:  # three agree
             return dataset
-    return None
+    # Some shards may be of another data set, or the metadata and their copy differ.
+    ranked = sorted(votes, key=lambda dataset: (dataset in there.values(), votes[dataset]))
+    return ranked[-1] if ranked else None
 
 
-def _group_metadata(store: Store, identity: str | None) -> tuple[bytes, list[Finding]]:
+def _group_metadata(store: Store) -> tuple[bytes, list[Finding], str | None]:
     """The group's metadata, or the copy of them, whichever is as it was written.
+
+    Returns:
+        Their bytes, what is wrong with either, and their digest if a manifest records it.
 
     Raises:
         InputError: There is no data set of ours.
         DamagedDataError: Neither is.
     """
-    found = dict(
-        zip(
-            (GROUP_METADATA, GROUP_COPY), store.read_each([GROUP_METADATA, GROUP_COPY]), strict=True
-        )
-    )
-    if found[GROUP_METADATA] is None and found[GROUP_COPY] is None:
-        raise InputError(
-            f"{store.url}: no data set there (no {GROUP_METADATA}); give a folder made by "
-            "`strainflow simulate`"
-        )
+    paths = (GROUP_METADATA, GROUP_COPY)
+    found = dict(zip(paths, store.read_each(paths), strict=True))
+    digests = {
+        path: None if content is None else blake3.blake3(content).hexdigest()
+        for path, content in found.items()
+    }
+    identity = _identity(store, digests)
     if identity is None:  # no shard is finished, or all are of before 0.3.0
+        if found[GROUP_METADATA] is None and found[GROUP_COPY] is None:
+            raise InputError(
+                f"{store.url}: no data set there (no {GROUP_METADATA}); give a folder made by "
+                "`strainflow simulate`"
+            )
         good = _first_that_reads(store, found)
         if found[GROUP_COPY] is None and found[GROUP_METADATA] is not None:
-            return good, []
+            return good, [], None
     else:
-        matching = (
-            content
-            for content in found.values()
-            if content is not None and blake3.blake3(content).hexdigest() == identity
-        )
-        good = next(matching, b"")
+        good = next((found[path] or b"" for path in paths if digests[path] == identity), b"")
         if not good:
             raise DamagedDataError(
                 f"{store.where(GROUP_METADATA)}: neither it nor its copy {GROUP_COPY} is as the "
                 "manifests record it; run the same `strainflow simulate` again to restore them"
             )
-    return good, [
-        Finding(path, _altered(content)) for path, content in found.items() if content != good
-    ]
+    wrong = [Finding(path, _altered(data)) for path, data in found.items() if data != good]
+    return good, wrong, identity
 
 
 def _first_that_reads(store: Store, found: Mapping[str, bytes | None]) -> bytes:
@@ -280,24 +324,13 @@ def _is_of_a_shard(path: str, schema: Schema) -> bool:
     return shard < schema.shards and path in (*shard_files(shard).values(), manifest_path(shard))
 
 
-def _verify_manifest(manifest: Manifest, content: bytes, group: bytes) -> list[Finding]:
-    path = manifest_path(manifest.shard)
-    if not manifest.digest and not manifest.dataset:  # of before 0.3.0
-        return []
-    if not seal_holds(content, manifest.digest):
-        return [Finding(path, "is not as it was written: its digest is another", manifest.shard)]
-    if manifest.dataset != blake3.blake3(group).hexdigest():
-        return [Finding(path, "is of another data set", manifest.shard)]
-    return []
-
-
-def _digest(store: Store, path: str) -> tuple[int | None, str]:
-    """Length and BLAKE3 digest of a file."""
+def file_digest(store: Store, path: str, kind: str = "blake3") -> tuple[int | None, str]:
+    """Length and digest of a file; None and nothing where there is none."""
     try:
         file = store.open(path)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
         return None, ""
-    digest, offset = blake3.blake3(), 0
+    digest, offset = HASHES[kind](), 0
     piece = memoryview(bytearray(min(file.piece, file.length + 1)))
     while count := file.read_into(offset, piece):
         digest.update(piece[:count])

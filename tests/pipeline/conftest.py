@@ -8,6 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
+from pipeline.cluster import ClusterConfig, local
 from pipeline.config import DatasetConfig
 from pipeline.simulate import Simulator
 from strainflow import read_config
@@ -17,10 +18,10 @@ RECIPE = "pipeline/recipes/et-bbh.yaml"
 
 @pytest.fixture(scope="session")
 def et_bbh():
-    """The recipe et-bbh with other flags, as the command line would read it."""
+    """The recipe et-bbh with other flags, as the command line would read it, in float32."""
 
     def read(*flags):
-        return read_config(DatasetConfig, RECIPE, "--events=4", *flags)
+        return read_config(DatasetConfig, RECIPE, "--events=4", "--encoding=float32", *flags)
 
     return read
 
@@ -158,6 +159,13 @@ def bilby_interferometers(bilby_reference):
 def bilby_strain(bilby_reference, sources):
     """bilby's strain of each source at each detector, over all bins, without a taper [1/Hz]."""
     return [bilby_reference.strain(source) for source in sources]
+
+
+@pytest.fixture(scope="session")
+def running_cluster(tmp_path_factory):
+    """Two workers that serve many runs, as `cluster.kind: address` names them."""
+    with local(ClusterConfig(workers=2), tmp_path_factory.mktemp("log")) as cluster:
+        yield ClusterConfig(kind="address", address=cluster.client.scheduler.address)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ def digests(folder):
 def start_run(out):
     """Start the command line, in a process of its own."""
     words = ["simulate", "--config=pipeline/recipes/et-bbh.yaml", f"--out={out}", "--seed=11"]
-    words += [f"--events={EVENTS}", f"--events_per_shard={EVENTS_PER_SHARD}"]
+    words += [f"--events={EVENTS}", f"--events_per_shard={EVENTS_PER_SHARD}", "--encoding=float32"]
     words += [f"--cluster.workers={WORKERS}", "--json"]
     return subprocess.Popen(
         [sys.executable, "-m", "strainflow", *words],

@@ -57,7 +57,7 @@ def test_the_command_line_says_it_in_words_and_in_json(capsys, monkeypatch, tmp_
     assert "2,560 events in 20 shards" in said
     assert "core-seconds an event" in said
     assert strainflow.main([*words, "--seconds=1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["files"] == 20 * 4 + 7
+    assert json.loads(capsys.readouterr().out)["files"] == 20 * 4 + 8
 
 
 @pytest.mark.parametrize(

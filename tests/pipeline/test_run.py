@@ -155,6 +155,7 @@ def start_run(out, *flags):
     """Start the command line in a process group of its own."""
     recipe = "pipeline/recipes/et-bbh.yaml"
     words = ["simulate", f"--config={recipe}", f"--events={EVENTS}", "--seed=7", f"--out={out}"]
+    words.append("--encoding=float32")
     return subprocess.Popen(
         [sys.executable, "-m", "strainflow", *words, "--events_per_shard=16", *flags],
         start_new_session=True,
@@ -284,10 +285,11 @@ def test_an_encoding_keeps_the_events_to_its_step(et_bbh, tmp_path, encoding):
 def test_a_worker_with_other_libraries_writes_nothing(et_bbh, tmp_path):
     config = et_bbh()
     simulator = Simulator.from_config(config.simulation)
-    folder = create_dataset(tmp_path / "x.zarr", describe_dataset(config, simulator), simulator.psd)
+    folder = tmp_path / "x.zarr"
+    create_dataset(folder, describe_dataset(config, simulator), simulator.psd)
     metadata = json.loads((folder / "zarr.json").read_text())
     metadata["attributes"]["strainflow"]["versions"]["lalsuite"] = "0.0.1"
     (folder / "zarr.json").write_text(json.dumps(metadata))
     with pytest.raises(InputError, match=r"is made with lalsuite 0.0.1, the worker on .* has "):
-        simulate_shard(folder, 0)
+        simulate_shard(str(folder), 0)
     assert not list(folder.glob("strain/c/*"))

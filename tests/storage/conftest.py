@@ -47,7 +47,10 @@ class Written:
 
     @property
     def codes(self) -> np.ndarray:
-        return np.stack([self.schema.encoding.encode(event.strain, 0) for event in self.events])
+        encode = self.schema.encoding.encode
+        return np.stack(
+            [encode(event.strain, event.number, self.schema.noisy) for event in self.events]
+        )
 
     @property
     def parameters(self) -> np.ndarray:

@@ -1,4 +1,3 @@
-import itertools
 import json
 import pickle
 import subprocess
@@ -11,13 +10,20 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from storage import dataset as dataset_module
-from storage import manifest as manifest_module
 from storage import open_dataset
-from storage.dataset import create_dataset, read_parameters, read_psd, read_schema
-from storage.encodings import ENCODINGS
+from storage.dataset import (
+    create_dataset,
+    read_optimal_snr,
+    read_parameters,
+    read_psd,
+    read_schema,
+)
+from storage.documents import seal_holds
+from storage.encodings import ENCODINGS, Encoding, certified
 from storage.errors import DamagedDataError, InputError
+from storage.local import LocalStore
 from storage.manifest import finished_shards, read_manifests, require_complete
+from storage.shard import read_index
 from storage.urls import store_of
 from storage.writer import write_shard
 
@@ -44,9 +50,24 @@ def test_the_schema_reads_back_as_it_was_written(build, encoding):
     assert read_schema(data.folder) == data.schema
 
 
+@pytest.mark.parametrize(
+    ("encoding", "promise"),
+    [
+        (ENCODINGS["int16"], None),
+        (Encoding("int16", 0.1, compressed=True), 1e-3),
+        (ENCODINGS["float32+blosc"], 0.0),
+    ],
+)
+def test_a_step_and_a_promise_read_back_as_they_were_written(build, encoding, promise):
+    data = build(encoding=certified(encoding, promise))
+    assert read_schema(data.folder) == data.schema
+    facts = json.loads((data.folder / "zarr.json").read_text())["attributes"]["strainflow"]
+    assert facts.get("max_snr_loss", "none") == ("none" if promise is None else promise)
+
+
 def test_creating_again_from_the_same_facts_changes_nothing(filled):
     before = content(filled.folder)
-    assert create_dataset(filled.folder, filled.schema, filled.psd) == filled.folder
+    assert create_dataset(filled.folder, filled.schema, filled.psd) == store_of(filled.folder)
     assert content(filled.folder) == before
 
 
@@ -60,24 +81,38 @@ def test_creating_goes_on_where_it_was_interrupted(empty):
     assert content(empty.folder) == before
 
 
-@pytest.mark.parametrize("files", range(7))
-def test_a_data_set_whose_creation_was_interrupted_does_not_look_like_one(
-    tmp_path, small, start, monkeypatch, files
-):
-    calls, write_atomically = itertools.count(), dataset_module.write_atomically
+class Interrupted(LocalStore):
+    """A folder that can be written to until it cannot: some files, or those of some folder."""
 
-    def interrupted(path, data):
-        if next(calls) == files:
+    left = 10**6
+    refused = "nothing"
+
+    def create(self, path, contested=False):
+        if self.left == 0 or path.startswith(self.refused):
             raise RuntimeError("power cut")
-        return write_atomically(path, data)
+        object.__setattr__(self, "left", self.left - 1)
+        return super().create(path, contested)
 
-    monkeypatch.setattr(dataset_module, "write_atomically", interrupted)
+
+def interrupted(folder, **when):
+    store = Interrupted(folder)
+    for name, value in when.items():
+        object.__setattr__(store, name, value)
+    return store
+
+
+@pytest.mark.parametrize("files", range(8))
+def test_a_data_set_whose_creation_was_interrupted_does_not_look_like_one(
+    tmp_path, small, start, files
+):
+    folder = tmp_path / "events.zarr"
     with pytest.raises(RuntimeError):
-        start(tmp_path / "events.zarr", small)
+        create_dataset(interrupted(folder, left=files), small, np.ones((3, 9)))
+    assert len(content(folder)) == files if files else not folder.exists()
     with pytest.raises(InputError, match="no data set there"):
-        read_schema(tmp_path / "events.zarr")
-    monkeypatch.undo()
-    assert read_schema(start(tmp_path / "events.zarr", small).folder) == small
+        read_schema(folder)
+    assert read_schema(start(folder, small).folder) == small
+    assert len(content(folder)) == 8
 
 
 @pytest.mark.parametrize(
@@ -86,6 +121,14 @@ def test_a_data_set_whose_creation_was_interrupted_does_not_look_like_one(
         ({"events": 8}, r"\(events: 7 there, 8 asked for\)"),
         ({"events_per_shard": 4}, r"\(events_per_shard: 3 there, 4 asked for\)"),
         ({"encoding": ENCODINGS["int8"]}, r"\(encoding: 'float32' there, 'int8' asked for\)"),
+        (
+            {"encoding": ENCODINGS["float32+blosc"]},
+            r"\(encoding: 'float32' there, 'float32\+blosc' asked for\)",
+        ),
+        (
+            {"encoding": certified(ENCODINGS["float32"], 1e-3)},
+            r"\(max_snr_loss: None there, 0\.001 asked for\)",
+        ),
         ({"noisy": False}, r"\(noisy: True there, False asked for\)"),
         ({"provenance": {"seed": 12}}, r"\(configuration: .* there, None asked for\)"),
         (
@@ -119,16 +162,24 @@ def test_a_zarr_group_of_somebody_else_is_never_replaced(tmp_path, small):
 
 
 def test_finished_shards_survive_the_loss_of_the_groups_metadata(filled):
+    whole = content(filled.folder)
     (filled.folder / "zarr.json").unlink()
     before = content(filled.folder)
     with pytest.raises(InputError, match=r"holds finished shards but no zarr\.json"):
-        create_dataset(filled.folder, filled.schema, filled.psd)
+        create_dataset(filled.folder, replace(filled.schema, noisy=False), filled.psd)
     assert content(filled.folder) == before
+    create_dataset(filled.folder, filled.schema, filled.psd)
+    assert content(filled.folder) == whole
+
+
+def test_the_copy_of_the_groups_metadata_has_the_same_bytes(filled):
+    copy = filled.folder / "manifest/dataset.json"
+    assert copy.read_bytes() == (filled.folder / "zarr.json").read_bytes()
 
 
 def test_a_second_run_into_one_folder_is_refused_until_the_first_has_ended(tmp_path):
     with store_of(tmp_path / "x.zarr").only_writer():
-        with pytest.raises(InputError, match="another run is writing there"):
+        with pytest.raises(InputError, match=r"x\.zarr: process \d+ on .* is writing there; wait"):
             with store_of(tmp_path / "x.zarr").only_writer():
                 pass
     with store_of(tmp_path / "x.zarr").only_writer():
@@ -168,10 +219,17 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path, small):
         create_dataset(tmp_path / "events.zarr", small, np.ones((3, 9)))
 
 
-def test_file_urls_are_folders_and_other_schemes_are_refused(filled):
-    assert read_schema(f"file://{filled.folder}") == filled.schema
-    with pytest.raises(InputError, match="s3:// is not supported"):
-        read_schema("s3://bucket/events.zarr")
+@pytest.mark.parametrize("scheme", ["file", "local"])
+def test_file_urls_are_folders(filled, scheme):
+    assert read_schema(f"{scheme}://{filled.folder}") == filled.schema
+
+
+def test_schemes_that_are_not_known_and_urls_with_secrets_are_refused():
+    with pytest.raises(InputError, match="the scheme gopher:// is not known; give a path"):
+        read_schema("gopher://bucket/events.zarr")
+    with pytest.raises(InputError, match=r"s3://\.\.\.: the URL holds a secret") as refusal:
+        read_schema("s3://AKIA:abc/def@host/events.zarr")
+    assert "abc" not in str(refusal.value)
 
 
 # Writing
@@ -224,20 +282,13 @@ def test_a_killed_writer_leaves_only_partial_files_and_a_rerun_the_same_bytes(
     assert content(finish(other).folder) == content(filled.folder)
 
 
-def test_the_manifest_is_written_after_everything_else(empty, finish, monkeypatch):
-    written = []
-
-    def spy(path, data, contested):
-        if path.parent.name == "manifest":
-            written.extend(content(empty.folder))
-            raise RuntimeError("power cut")
-        return write_atomically(path, data, contested)
-
-    write_atomically = manifest_module.write_atomically
-    monkeypatch.setattr(manifest_module, "write_atomically", spy)
-    with pytest.raises(RuntimeError):
-        finish(empty, [0])
-    assert {"strain/c/0/0/0", "parameters/c/0/0", "optimal_snr/c/0/0"} <= set(written)
+def test_the_manifest_is_written_after_everything_else(empty):
+    before = content(empty.folder)
+    store = interrupted(empty.folder, refused="manifest/0")
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_shard(store, empty.schema, 0, empty.events[:3])
+    written = content(empty.folder).keys() - before.keys()
+    assert written == {"strain/c/0/0/0", "parameters/c/0/0", "optimal_snr/c/0/0"}
     assert finished_shards(empty.folder, empty.schema) == []
 
 
@@ -245,6 +296,24 @@ def test_an_event_that_does_not_fit_leaves_nothing_of_its_shard(tmp_path, small,
     data = start(tmp_path / "events.zarr", replace(small, encoding=ENCODINGS["int8"]))
     data.events[4].strain[0, 0] = 16.0
     with pytest.raises(InputError, match="event 4: its peak of 16 sigma does not fit"):
+        finish(data)
+    assert finished_shards(data.folder, data.schema) == [0]
+    assert not (data.folder / "strain/c/1/0/0").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "loss"),
+    [("int8+blosc", 1 / 16 - 1e-9, "0.00195"), ("float16+blosc", 40_014.0, "0.929")],
+)
+def test_an_event_that_would_lose_more_than_was_promised_leaves_nothing_of_its_shard(
+    tmp_path, small, start, finish, name, value, loss
+):
+    promising = replace(small, encoding=certified(ENCODINGS[name], 1e-3))
+    data = start(tmp_path / "events.zarr", promising)
+    data.events[4].strain[:] = value  # each sample is almost half a step off
+    with pytest.raises(
+        InputError, match=f"event 4: the encoding .* takes {loss} of its SNR, 0.001 was promised"
+    ):
         finish(data)
     assert finished_shards(data.folder, data.schema) == [0]
     assert not (data.folder / "strain/c/1/0/0").exists()
@@ -258,28 +327,50 @@ def test_too_few_too_many_or_other_events_leave_no_file(empty, events):
     assert content(empty.folder) == before
 
 
-def test_a_manifest_holds_the_digests_the_checksums_the_loss_and_the_rejected_draws(build):
-    data = build(encoding=ENCODINGS["int16"])
+@pytest.mark.parametrize("name", ["int16", "int16+blosc"])
+def test_a_manifest_holds_the_digests_the_checksums_the_loss_and_the_rejected_draws(build, name):
+    data = build(encoding=ENCODINGS[name])
     manifests = read_manifests(data.folder, data.schema)
     assert [(m.shard, m.first_event, m.events) for m in manifests.values()] == [
         (0, 0, 3),
         (1, 3, 3),
         (2, 6, 1),
     ]
-    for manifest in manifests.values():
+    group = blake3.blake3((data.folder / "zarr.json").read_bytes()).hexdigest()
+    for shard, manifest in manifests.items():
         for path, facts in manifest.files.items():
             stored = (data.folder / path).read_bytes()
             assert facts == {"bytes": len(stored), "blake3": blake3.blake3(stored).hexdigest()}
         rows = slice(manifest.first_event, manifest.first_event + manifest.events)
         assert manifest.crc32c == tuple(
-            google_crc32c.value(row.tobytes()) for row in data.codes[rows]
+            google_crc32c.value(payload) for payload in payloads(data, shard)
         )
-        assert manifest.largest_snr_loss == max(
+        losses = [
             data.schema.encoding.snr_loss(event.strain, codes, True)
             for event, codes in zip(data.events[rows], data.codes[rows], strict=True)
-        )
+        ]
+        assert manifest.largest_snr_loss == max(losses)
+        assert manifest.worst_event == manifest.first_event + np.argmax(losses)
         assert manifest.rejected == {"snr below 8": 2}
-    assert (data.folder / "manifest/000002.json").is_file()
+        assert manifest.dataset == group
+        assert manifest.replaced == {}
+        assert seal_holds(
+            (data.folder / f"manifest/{shard:06d}.json").read_bytes(), manifest.digest
+        )
+
+
+def payloads(data, shard):
+    """The bytes of each event of a shard, as its index tells where they lie."""
+    file = store_of(data.folder).open(f"strain/c/{shard}/0/0")
+    entries = read_index(file, data.schema.events_per_shard, "")
+    return [file.read(*map(int, entry)) for entry in entries[: len(data.schema.events_of(shard))]]
+
+
+def test_the_payload_of_an_uncompressed_event_is_its_codes(build):
+    data = build(encoding=ENCODINGS["int16"])
+    for shard in range(3):
+        wanted = [data.codes[number].tobytes() for number in data.schema.events_of(shard)]
+        assert payloads(data, shard) == wanted
 
 
 def test_all_json_files_are_sorted_and_end_with_a_newline(filled):
@@ -295,7 +386,8 @@ def test_open_dataset_decodes_and_labels(build, encoding):
     data = build(encoding=ENCODINGS[encoding])
     opened = open_dataset(data.folder)
     assert opened.sizes == {"event": 7, "detector": 3, "time": 50, "parameter": 3, "frequency": 9}
-    assert opened.strain.dtype == ("float16" if encoding == "float16" else "float32")
+    half = data.schema.encoding.type == "float16"
+    assert opened.strain.dtype == ("float16" if half else "float32")
     assert np.array_equal(opened.strain, data.schema.encoding.decode(data.codes))
     assert np.array_equal(opened.parameters, data.parameters)
     assert np.array_equal(opened.optimal_snr, data.optimal_snr)
@@ -315,8 +407,9 @@ def test_open_dataset_reads_no_strain_until_it_is_asked_for(filled):
     assert np.isnan(opened.strain[0].values).all()
 
 
-def test_read_parameters_returns_the_whole_table(filled):
+def test_the_whole_tables_are_read(filled):
     assert np.array_equal(read_parameters(filled.folder), filled.parameters)
+    assert np.array_equal(read_optimal_snr(filled.folder), filled.optimal_snr)
 
 
 def test_a_folder_without_a_data_set_is_refused(tmp_path):
@@ -332,13 +425,24 @@ def test_a_zarr_group_of_others_is_refused(tmp_path):
         read_schema(tmp_path)
 
 
-def test_a_newer_format_is_refused_with_advice(filled):
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [
+        ("2", "is newer than this strainflow, which reads version 1; install a newer strainflow"),
+        ("10000000000000000000000", "is newer than this strainflow"),
+        ("0", "is none that strainflow ever wrote"),
+        ("-1", "is none that strainflow ever wrote"),
+        ('"2"', "is none that strainflow ever wrote"),
+        ("true", "is none that strainflow ever wrote"),
+        ("1.5", "is none that strainflow ever wrote"),
+    ],
+)
+def test_another_format_version_is_refused_with_advice(filled, version, advice):
     path = filled.folder / "zarr.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(
-        InputError, match=r"version is 2, this .* version 1; install the strainflow"
-    ):
-        open_dataset(filled.folder)
+    path.write_text(path.read_text().replace('"format_version": 1', f'"format_version": {version}'))
+    for reads in (open_dataset, read_schema, read_psd, read_parameters):
+        with pytest.raises(InputError, match=f"format version .* {advice}"):
+            reads(filled.folder)
 
 
 def test_a_missing_shard_is_counted(empty, finish):
@@ -356,7 +460,8 @@ FILES = ["strain/c/1/0/0", "parameters/c/1/0", "optimal_snr/c/1/0"]
 def test_a_deleted_file_is_named_with_its_events_and_the_mend(filled, path):
     (filled.folder / path).unlink()
     with pytest.raises(
-        DamagedDataError, match=rf"{path}: is missing, .* \(shard 1, events 3 to 5\); delete"
+        DamagedDataError,
+        match=rf"{path}: is missing, .* \(shard 1, events 3 to 5\); `strainflow repair ",
     ):
         require_complete(filled.folder, filled.schema)
 
@@ -371,7 +476,7 @@ def test_a_truncated_file_is_named(filled, path):
         require_complete(filled.folder, filled.schema)
 
 
-def test_the_advice_of_the_message_mends_the_data_set(filled, finish):
+def test_a_shard_whose_manifest_was_removed_is_written_again_with_the_same_bytes(filled, finish):
     before = content(filled.folder)
     (filled.folder / FILES[0]).unlink()
     (filled.folder / "manifest/000001.json").unlink()
@@ -380,14 +485,26 @@ def test_the_advice_of_the_message_mends_the_data_set(filled, finish):
     assert content(filled.folder) == before
 
 
-@pytest.mark.parametrize("path", ["zarr.json", "strain/zarr.json", "manifest/000000.json"])
+@pytest.mark.parametrize("path", ["zarr.json", "manifest/000000.json"])
 def test_altered_metadata_are_named(filled, path):
     (filled.folder / path).write_text('{"zarr_form')
     with pytest.raises(DamagedDataError, match=f"{path}: is not valid JSON"):
         require_complete(filled.folder, read_schema(filled.folder))
 
 
-def test_missing_metadata_are_named(filled):
-    (filled.folder / "parameters/zarr.json").unlink()
-    with pytest.raises(DamagedDataError, match=r"parameters/zarr\.json: is missing"):
-        read_schema(filled.folder)
+@pytest.mark.parametrize("damage", ["lost", "altered"])
+@pytest.mark.parametrize("name", ["strain", "parameters", "optimal_snr", "psd", "manifest"])
+def test_metadata_of_an_array_may_be_lost_or_altered_since_the_groups_repeat_them(
+    filled, name, damage
+):
+    whole, path = content(filled.folder), filled.folder / name / "zarr.json"
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_text('{"zarr_form')
+    assert read_schema(filled.folder) == filled.schema
+    opened = open_dataset(filled.folder)
+    assert np.array_equal(opened.strain, filled.strain.astype("f4"))
+    assert np.array_equal(opened.psd, filled.psd)
+    create_dataset(filled.folder, filled.schema, filled.psd)
+    assert content(filled.folder) == whole

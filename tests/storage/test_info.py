@@ -4,6 +4,8 @@ from dataclasses import replace
 import pytest
 
 from storage.commands import info
+from storage.dataset import SHARD_ARRAYS
+from storage.encodings import ENCODINGS, Encoding
 from storage.errors import InputError
 from storage.info import describe, summary
 from storage.manifest import read_manifests
@@ -21,6 +23,28 @@ def test_a_complete_data_set_is_described_from_its_metadata(filled):
     assert facts.rejected == {"snr below 8": 6}
     assert [item["name"] for item in facts.parameters] == ["chirp_mass", "psi", "phase"]
     assert facts.provenance["seed"] == 11
+
+
+def test_of_a_compressed_set_it_tells_the_step_the_promise_and_the_mean_size(build):
+    promise = Encoding("int8", 0.12, compressed=True, max_snr_loss=1e-3)
+    data = build(encoding=promise, samples=2000)
+    facts = describe(data.folder)
+    assert (facts.encoding, facts.scale_factor, facts.max_snr_loss) == ("int8+blosc", 0.12, 1e-3)
+    assert 0 < facts.largest_snr_loss <= 1e-3
+    on_disk = sum(path.stat().st_size for path in data.folder.glob("strain/c/*/0/0"))
+    assert facts.bytes_per_event == round(on_disk / 7)
+    words = f"int8+blosc in steps of 0.12 sigma, {facts.bytes_per_event:,} bytes an event, largest"
+    assert words in summary(facts)
+    assert " of 0.001 promised" in summary(facts)
+
+
+@pytest.mark.parametrize("shards", [[0, 1, 2], [1]])
+def test_the_bytes_are_those_on_disk_for_each_encoding(tmp_path, small, start, finish, shards):
+    for name, encoding in ENCODINGS.items():
+        data = start(tmp_path / name, replace(small, encoding=encoding))
+        finish(data, shards)
+        files = [path for name in SHARD_ARRAYS for path in (data.folder / name / "c").rglob("*")]
+        assert describe(data.folder).bytes == sum(p.stat().st_size for p in files if p.is_file())
 
 
 def test_the_bytes_are_those_on_disk(filled):

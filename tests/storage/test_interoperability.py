@@ -3,27 +3,29 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tarfile
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dask.array
-import google_crc32c
+import numcodecs.blosc
 import numpy as np
 import pytest
+import tensorstore
 import webdataset
 import xarray
 import zarr
 
 from storage import open_dataset
 from storage.encodings import ENCODINGS
-from storage.schema import Parameter
-from storage.writer import shard_layout
 
 SHARDS = "strain/c/{0..2}/0/0"
-SPECIFICATION = Path(__file__).parents[2] / "storage/FORMAT.md"
+ROOT = Path(__file__).parents[2]
+COMPRESSED = [name for name, encoding in ENCODINGS.items() if encoding.compressed]
+PLAIN = [name for name in ENCODINGS if name not in COMPRESSED]
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +46,24 @@ def step_of(data) -> np.ndarray:
     if data.schema.encoding.scale_factor is not None:
         return np.full_like(data.strain, data.schema.encoding.scale_factor / 2)
     return np.abs(data.strain) * np.finfo(data.schema.encoding.dtype).eps / 2 + 2.0**-25
+
+
+def payloads(shard: Path, events: int, slots: int = 2) -> list[bytes]:
+    """The bytes that the index of a shard points to, event by event."""
+    stored = shard.read_bytes()
+    entries = np.frombuffer(stored[-16 * slots - 4 : -4], "<u8").reshape(slots, 2)
+    return [stored[offset : offset + length] for offset, length in entries[:events].tolist()]
+
+
+def all_payloads(data) -> list[bytes]:
+    """Those of the five events of a full-size data set."""
+    return [
+        payload
+        for shard in range(3)
+        for payload in payloads(
+            data.folder / f"strain/c/{shard}/0/0", len(data.schema.events_of(shard))
+        )
+    ]
 
 
 def assert_same_within_the_step(strain, data) -> None:
@@ -110,6 +130,172 @@ def test_a_missing_shard_is_nan_and_not_silence(build, encoding):
         assert not missing[[0, 1, 2, 6]].any()
 
 
+def run_alone(command: list[str | Path]) -> str:
+    """Run something in a process of its own; return what it printed."""
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# Of zarr-python and what it needs alone. For the newest release it runs under another Python.
+READ_WITH_ZARR = """
+import json, sys, warnings
+warnings.simplefilter("error")
+import numpy as np
+import zarr
+pipeline, out, *folders = sys.argv[1:]
+if pipeline != "-":
+    zarr.config.set({"codec_pipeline.path": pipeline})
+found = {}
+for number, folder in enumerate(folders):
+    group = zarr.open_group(folder, mode="r")
+    assert {"strain", "parameters", "optimal_snr", "psd", "manifest"} == set(dict(group.members()))
+    for name in ("strain", "parameters", "optimal_snr", "psd"):
+        found[f"{number}/{name}"] = group[name][:]
+    found[f"{number}/some"] = group["strain"][1:4, 2, 100:300]
+    found[f"{number}/one"] = group["strain"][4]
+    kind = type(group["strain"].async_array.codec_pipeline)
+    assert pipeline in ("-", f"{kind.__module__.split('.')[0]}.{kind.__name__}"), kind
+np.savez(out, **found)
+print(zarr.__version__)
+"""
+
+
+def read_with_zarr(python, out: Path, data: dict, pipeline: str = "-") -> tuple[str, dict]:
+    """What zarr-python reads of data sets, in a process of its own; its version too."""
+    folders = [item.folder for item in data.values()]
+    version = run_alone([python, "-I", "-c", READ_WITH_ZARR, pipeline, out, *folders]).strip()
+    with np.load(out) as arrays:
+        return version, dict(zip(data, grouped(arrays, len(folders)), strict=True))
+
+
+def grouped(arrays, count: int) -> Iterator[dict[str, np.ndarray]]:
+    for number in range(count):
+        names = ("strain", "some", "one", "parameters", "optimal_snr", "psd")
+        yield {name: arrays[f"{number}/{name}"] for name in names}
+
+
+def differing(found: dict[str, np.ndarray], data) -> list[str]:
+    """Names of what was read otherwise than it was written."""
+    wanted = {
+        "strain": data.codes,
+        "some": data.codes[1:4, 2, 100:300],
+        "one": data.codes[4],
+        "parameters": data.parameters,
+        "optimal_snr": data.optimal_snr,
+        "psd": data.psd,
+    }
+    return [
+        name
+        for name, values in wanted.items()
+        if found[name].dtype != values.dtype or not np.array_equal(found[name], values)
+    ]
+
+
+def test_the_comparison_notices_one_number_and_another_type(full_size):
+    data = full_size("int8+blosc")
+    found = {
+        "strain": data.codes.copy(),
+        "some": data.codes[1:4, 2, 100:300].copy(),
+        "one": data.codes[4].astype("i2"),
+        "parameters": data.parameters,
+        "optimal_snr": data.optimal_snr,
+        "psd": data.psd,
+    }
+    assert differing(found, data) == ["one"]
+    found["strain"][3, 1, 9] += 1
+    assert differing(found, data) == ["strain", "one"]
+
+
+@pytest.fixture(scope="module")
+def every(full_size) -> dict:
+    """The full-size data sets of all encodings."""
+    return {name: full_size(name) for name in ENCODINGS}
+
+
+@pytest.fixture(scope="module")
+def read_with_zarrs(every, tmp_path_factory) -> dict:
+    """What zarr-python reads through zarrs, which takes the place of all its codecs."""
+    out = tmp_path_factory.mktemp("zarrs") / "found.npz"
+    return read_with_zarr(sys.executable, out, every, "zarrs.ZarrsCodecPipeline")[1]
+
+
+def test_zarrs_reads_the_stored_numbers(data, encoding, read_with_zarrs):
+    assert differing(read_with_zarrs[encoding], data) == []
+
+
+def in_tensorstore(folder: Path, array: str):
+    place = {"driver": "file", "path": f"{folder}/{array}/"}
+    return tensorstore.open({"driver": "zarr3", "kvstore": place}, open=True, read=True).result()
+
+
+def test_tensorstore_reads_the_stored_numbers(data):
+    arrays = {
+        name: in_tensorstore(data.folder, name)
+        for name in ("strain", "parameters", "optimal_snr", "psd")
+    }
+    found = {name: array[...].read().result() for name, array in arrays.items()}
+    found["some"] = arrays["strain"][1:4, 2, 100:300].read().result()
+    found["one"] = arrays["strain"][4].read().result()
+    assert differing(found, data) == []
+    assert arrays["strain"].domain.labels == ("event", "detector", "time")
+    assert arrays["strain"].chunk_layout.read_chunk.shape == (1, 3, 65_536)
+
+
+def test_a_missing_shard_is_the_fill_value_in_tensorstore_and_zarr_python(build, encoding):
+    data = build(encoding=ENCODINGS[encoding])
+    (data.folder / "strain/c/1/0/0").unlink()
+    fill = np.array(float(ENCODINGS[encoding].fill_value)).astype(data.codes.dtype)
+    wanted = data.codes.copy()
+    wanted[3:6] = fill
+    strain = in_tensorstore(data.folder, "strain")[...].read().result()
+    assert np.array_equal(strain, wanted, equal_nan=strain.dtype.kind == "f")
+    strain = zarr.open_group(data.folder, mode="r")["strain"][:]
+    assert np.array_equal(strain, wanted, equal_nan=strain.dtype.kind == "f")
+
+
+# A data set's metadata are enough for zarr-python to write the strain itself.
+WRITE_WITH_ZARR = """
+import sys
+import numpy as np
+import zarr
+for folder in sys.argv[1:]:
+    array = zarr.open_array(folder, mode="r+")
+    array[:] = np.load(folder + "/codes.npy")
+assert "storage" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def written_by_zarr(every, tmp_path_factory) -> Callable[[str], Path]:
+    """The same strain in arrays of the same metadata, written by zarr-python alone."""
+    folder = tmp_path_factory.mktemp("written")
+    for name in COMPRESSED:
+        (folder / name).mkdir()
+        shutil.copy(every[name].folder / "strain/zarr.json", folder / name)
+        np.save(folder / name / "codes.npy", every[name].codes)
+    run_alone(
+        [sys.executable, "-I", "-c", WRITE_WITH_ZARR, *(folder / name for name in COMPRESSED)]
+    )
+    return lambda name: folder / name
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_our_frames_are_those_that_zarr_python_writes_from_the_metadata(
+    full_size, written_by_zarr, name
+):
+    data, folder = full_size(name), written_by_zarr(name)
+    theirs = [
+        frame
+        for shard in range(3)
+        for frame in payloads(folder / f"c/{shard}/0/0", len(data.schema.events_of(shard)))
+    ]
+    ours = all_payloads(data)
+    assert len(theirs) == len(ours) == 5
+    assert [len(frame) for frame in theirs] == [len(frame) for frame in ours]
+    assert theirs == ours
+
+
 # Without site: what is installed with a .pth file, as this project in development, is not there.
 STOCK_WEBDATASET = f"""
 import importlib.util, json, sys
@@ -119,35 +305,54 @@ import webdataset as wds
 assert importlib.util.find_spec("storage") is None, "our packages are within reach"
 for folder in sys.argv[2:]:
     samples = list(wds.WebDataset(folder + "/{SHARDS}", shardshuffle=False).decode())
+    strain = [sample.get("strain.npy", sample.get("strain.blosc")) for sample in samples]
+    if isinstance(strain[0], bytes):  # a frame, as it is stored
+        strain = {{f"strain_{{row}}": np.frombuffer(f, "u1") for row, f in enumerate(strain)}}
+    else:
+        strain = {{"strain": np.stack(strain)}}
     np.savez(
         folder + ".npz",
-        strain=np.stack([sample["strain.npy"] for sample in samples]),
         facts=json.dumps([sample["json"] for sample in samples]),
         keys=[sample["__key__"] for sample in samples],
+        members=sorted({{name for sample in samples for name in sample if name[0] != "_"}}),
+        **strain,
     )
 assert "storage" not in sys.modules
 """
 
 
 @pytest.fixture(scope="module")
-def stock_webdataset(full_size):
+def stock_webdataset(every):
     """What a bare webdataset, in a process of its own, reads from all the full-size data sets."""
-    folders = {name: full_size(name).folder for name in ENCODINGS}
+    folders = [item.folder for item in every.values()]
     packages = Path(webdataset.__file__).parents[1]
-    command = [sys.executable, "-I", "-S", "-c", STOCK_WEBDATASET, packages, *folders.values()]
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return {name: np.load(f"{folder}.npz") for name, folder in folders.items()}
+    run_alone([sys.executable, "-I", "-S", "-c", STOCK_WEBDATASET, packages, *folders])
+    return {name: np.load(f"{item.folder}.npz") for name, item in every.items()}
 
 
 def test_stock_webdataset_reads_every_event_of_every_shard(data, encoding, stock_webdataset):
     read = stock_webdataset[encoding]
     assert read["keys"].tolist() == [f"{number:09d}" for number in range(5)]
-    assert read["strain"].dtype == data.schema.encoding.dtype
-    assert np.array_equal(read["strain"], data.codes)
+    if encoding in COMPRESSED:
+        assert read["members"].tolist() == ["json", "strain.blosc"]
+        frames = [read[f"strain_{row}"].tobytes() for row in range(5)]
+        assert frames == all_payloads(data)
+        strain = np.stack(
+            [
+                np.frombuffer(numcodecs.blosc.decompress(frame), fact["dtype"]).reshape(
+                    len(fact["detectors"]), fact["samples"]
+                )
+                for frame, fact in zip(frames, json.loads(str(read["facts"])), strict=True)
+            ]
+        )
+    else:
+        assert read["members"].tolist() == ["json", "strain.npy"]
+        strain = read["strain"]
+    assert strain.dtype == data.schema.encoding.dtype
+    assert np.array_equal(strain, data.codes)
     facts = json.loads(str(read["facts"]))
     assert_same_within_the_step(
-        np.stack([s * f["scale_factor"] for s, f in zip(read["strain"], facts, strict=True)]), data
+        np.stack([s * f["scale_factor"] for s, f in zip(strain, facts, strict=True)]), data
     )
     for number, found in enumerate(facts):
         assert found["event"] == number
@@ -156,6 +361,42 @@ def test_stock_webdataset_reads_every_event_of_every_shard(data, encoding, stock
         names = data.schema.parameter_names
         assert found["parameters"] == dict(zip(names, data.parameters[number], strict=True))
         assert found["optimal_snr"] == data.optimal_snr[number].tolist()
+
+
+OUR_DECODER = f"""
+import sys
+sys.path += sys.argv[1:3]
+import numpy as np
+import webdataset as wds
+import storage
+for folder in sys.argv[3:]:
+    source = wds.WebDataset(folder + "/{SHARDS}", shardshuffle=False).decode()
+    samples = list(source.map(storage.decode_strain))
+    assert all(
+        [name for name in sample if name[0] != "_"] == ["json", "strain.npy"] for sample in samples
+    )
+    np.save(folder + ".npy", np.stack([sample["strain.npy"] for sample in samples]))
+packages = ("storage", "pipeline", "model")
+ours = {{name for name in sys.modules if name.partition(".")[0] in packages}}
+parts = ("arrays", "blosc", "encodings", "errors")
+assert ours == {{"storage", *("storage." + name for name in parts)}}, ours
+"""
+
+
+@pytest.fixture(scope="module")
+def decoded_webdataset(every):
+    """What webdataset reads with `storage.decode_strain` and nothing else of ours."""
+    folders = [item.folder for item in every.values()]
+    packages = Path(webdataset.__file__).parents[1]
+    run_alone([sys.executable, "-I", "-S", "-c", OUR_DECODER, packages, ROOT, *folders])
+    return {name: np.load(f"{item.folder}.npy") for name, item in every.items()}
+
+
+def test_webdataset_reads_every_encoding_alike_with_our_decoder_alone(
+    data, encoding, decoded_webdataset
+):
+    assert decoded_webdataset[encoding].dtype == data.codes.dtype
+    assert np.array_equal(decoded_webdataset[encoding], data.codes)
 
 
 def tar(*arguments) -> bytes:
@@ -168,19 +409,28 @@ def tar(*arguments) -> bytes:
     return done.stdout
 
 
-def test_gnu_tar_lists_and_extracts_it_without_a_complaint(data):
+def test_gnu_tar_lists_and_extracts_it_without_a_complaint(data, encoding):
     last = data.folder / "strain/c/2/0/0"
-    size = 512 + data.strain[0].size * data.schema.encoding.dtype.itemsize
+    (payload,) = payloads(last, 1)
+    name = "000000004.strain." + ("blosc" if encoding in COMPRESSED else "npy")
+    size = len(payload) + (0 if encoding in COMPRESSED else 512)
     listed = [line.split() for line in tar("-tvf", last).decode().splitlines()]
-    assert [line[-1] for line in listed] == ["000000004.json", "000000004.strain.npy"]
+    assert [line[-1] for line in listed] == ["000000004.json", name]
     assert listed[1][:4] == ["-rw-r--r--", "0/0", str(size), "1970-01-01"]
-    array = np.load(io.BytesIO(tar("-xOf", last, "000000004.strain.npy")), allow_pickle=False)
-    assert np.array_equal(array, data.codes[4])
     assert json.loads(tar("-xOf", last, "000000004.json"))["event"] == 4
+    member = tar("-xOf", last, name)
+    if encoding in COMPRESSED:
+        assert member == payload
+        assert numcodecs.blosc.decompress(member) == data.codes[4].tobytes()
+    else:
+        array = np.load(io.BytesIO(member), allow_pickle=False)
+        assert np.array_equal(array, data.codes[4])
     assert len(tar("-tf", data.folder / "strain/c/0/0/0").split()) == 4
 
 
-def test_a_payload_can_be_mapped_into_memory_at_the_offset_in_the_index(data):
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_payload_can_be_mapped_into_memory_at_the_offset_in_the_index(full_size, name):
+    data = full_size(name)
     shard = data.folder / "strain/c/1/0/0"
     entries = np.frombuffer(shard.read_bytes()[-36:-4], "<u8").reshape(2, 2)
     for number, (offset, _) in zip((2, 3), entries, strict=True):
@@ -188,108 +438,68 @@ def test_a_payload_can_be_mapped_into_memory_at_the_offset_in_the_index(data):
         assert np.array_equal(mapped, data.codes[number])
 
 
-def test_the_example_of_the_specification_is_a_real_file(build):
-    two = ("chirp_mass", "Msun", "Uniform(25, 100)", 25.0, 100.0), ("ra", "rad", "0", 0.0, 0.0)
-    data = build(
-        events=5,
-        events_per_shard=2,
-        samples=65_536,
-        sample_rate=8192.0,
-        parameters=tuple(Parameter(*column) for column in two),
+# The newest zarr-python needs a newer Python than the oldest one that this project runs on.
+
+NEWER = ("3.14", "3.13", "3.12")
+
+
+def newer_pythons() -> Iterator[str]:
+    """Interpreters that may be newer ones; of pyenv also those that its shims hide."""
+    for version in NEWER:
+        name = f"python{version}"
+        places = [Path(sys.executable).with_name(name), shutil.which(name)]
+        for place in filter(None, places):
+            yield str(place)
+            if Path(place).parent.name == "shims":
+                yield from map(
+                    str, sorted(Path(place).parents[1].glob(f"versions/{version}*/bin/{name}"))
+                )
+
+
+def works(python: str) -> bool:
+    try:
+        done = subprocess.run([python, "-c", "print(1)"], capture_output=True, text=True)
+    except OSError:
+        return False
+    return (done.returncode, done.stdout) == (0, "1\n")
+
+
+@pytest.fixture(scope="module")
+def newest_zarr(tmp_path_factory) -> Path:
+    """A Python in an environment of its own with the zarr-python that constraints.txt names."""
+    python = next(filter(works, newer_pythons()), None)
+    if python is None:
+        pytest.skip(f"none of Python {', '.join(NEWER)} is on PATH: the newest zarr is not read")
+    folder = tmp_path_factory.mktemp("newest") / "venv"
+    for command in (
+        [python, "-m", "venv", folder],
+        [folder / "bin/python", "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+        + ["--only-binary=:all:", "-c", ROOT / "constraints.txt", "zarr", "numpy", "numcodecs"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+            pytest.skip(f"no environment of {python} with the newest zarr: {last}")
+    return folder / "bin/python"
+
+
+def pinned(package: str, condition: str) -> str:
+    """The version of a package in constraints.txt, under a condition on Python's version."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return next(
+        line.split("==")[1].split(" ")[0]
+        for line in lines
+        if line.startswith(f"{package}==") and line.endswith(f"python_version {condition}")
     )
-    shard = data.folder / "strain/c/0/0/0"
-    stored = shard.read_bytes()
-    with tarfile.open(shard) as archive:
-        members = archive.getmembers()
-    cells = {f"{member.offset:,} | 512" for member in members}
-    cells |= {f"{member.offset_data:,} | {member.size:,}" for member in members[::2]}
-    cells |= {f"{member.offset_data:,} | 512" for member in members[1::2]}
-    cells |= {f"**{member.offset_data + 512:,}** | 786,432" for member in members[1::2]}
-    index, checksum = np.frombuffer(stored[-36:-4], "<u8").tolist(), stored[-4:]
-    cells |= {
-        "index ({}, {}), ({}, {})".format(*index) + f" | {len(stored) - 36:,} | 32",
-        f"crc32c 0x{checksum[::-1].hex()}, stored as `{checksum.hex(' ')}`",
-        f"end of the tar | {len(stored) - 36 - 1024:,} | 1,024",
-        f"end of the file | {len(stored):,} |",
-        f"The stride is {index[2] - index[0]:,}.",
-        f"has {(data.folder / 'strain/c/2/0/0').stat().st_size:,} bytes",
-        f"`room` = {shard_layout(data.schema).json_room} bytes",
-    }
-    text = SPECIFICATION.read_text()
-    assert len(cells) >= 15
-    assert not [cell for cell in cells if cell not in text]
 
 
-# A writer made from FORMAT.md alone, with nothing of the storage package in it.
+def test_the_zarr_python_that_is_read_with_here_is_a_pinned_one():
+    conditions = ("< '3.12'", ">= '3.12'")
+    assert zarr.__version__ == pinned("zarr", conditions[sys.version_info >= (3, 12)])
 
 
-def ustar_header(name: str, size: int) -> bytes:
-    header = bytearray(512)
-    header[: len(name)] = name.encode()
-    header[100:124] = b"0000644\x000000000\x000000000\x00"
-    header[124:148] = f"{size:011o}\x00{0:011o}\x00".encode()
-    header[148:156] = b" " * 8
-    header[156:157] = b"0"
-    header[257:265] = b"ustar\x0000"
-    header[148:156] = f"{sum(header):06o}\x00 ".encode()
-    return bytes(header)
-
-
-def round_up(value: int, multiple: int) -> int:
-    return (value + multiple - 1) // multiple * multiple
-
-
-def shard_by_the_specification(data, shard: int) -> bytes:
-    schema = data.schema
-    size, descr = schema.events_per_shard, {"int8": "|i1"}.get(schema.encoding.name)
-    descr = descr or "<" + schema.encoding.name[0] + str(data.codes.itemsize)
-
-    def facts(number, parameters, snrs, rate, scale) -> dict:
-        return {
-            "event": number,
-            "detectors": list(schema.detectors),
-            "sample_rate": rate,
-            "scale_factor": scale,
-            "parameters": dict(zip(schema.parameter_names, parameters, strict=True)),
-            "optimal_snr": list(snrs),
-        }
-
-    widest = -2.2250738585072014e-308
-    columns, detectors = len(schema.parameters), len(schema.detectors)
-    room = 1 + len(
-        json.dumps(facts(schema.events, columns * [widest], detectors * [widest], widest, widest))
-    )
-    payload = data.codes[0].nbytes
-    offset = round_up(1536 + room, 4096)
-    stride = round_up(round_up(payload, 512) + 1536 + room, 4096)
-    shape = f"({detectors}, {schema.samples})"
-    npy = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}}}".ljust(501) + "\n"
-
-    out, index = b"", b""
-    for event in data.events[shard * size : (shard + 1) * size]:
-        text = json.dumps(
-            facts(
-                event.number,
-                event.parameters.tolist(),
-                event.optimal_snr.tolist(),
-                schema.sample_rate,
-                schema.encoding.scale_factor or 1.0,
-            )
-        )
-        json_size = stride - round_up(payload, 512) - 1536 if out else offset - 1536
-        key, start = f"{event.number:09d}", offset + len(index) // 16 * stride
-        out += ustar_header(f"{key}.json", json_size) + text.ljust(json_size - 1).encode() + b"\n"
-        out += ustar_header(f"{key}.strain.npy", 512 + payload)
-        out += b"\x93NUMPY\x01\x00" + (502).to_bytes(2, "little") + npy.encode()
-        assert len(out) == start
-        out += data.codes[event.number].tobytes() + bytes(-payload % 512)
-        index += start.to_bytes(8, "little") + payload.to_bytes(8, "little")
-    index = index.ljust(16 * size, b"\xff")
-    return out + bytes(1024) + index + google_crc32c.value(index).to_bytes(4, "little")
-
-
-def test_a_writer_made_from_the_specification_alone_writes_the_same_bytes(build, encoding):
-    data = build(encoding=ENCODINGS[encoding], samples=333)
-    for shard in range(3):
-        stored = (data.folder / f"strain/c/{shard}/0/0").read_bytes()
-        assert shard_by_the_specification(data, shard) == stored
+@pytest.mark.slow
+def test_the_newest_zarr_python_reads_the_stored_numbers(every, newest_zarr, tmp_path):
+    version, found = read_with_zarr(newest_zarr, tmp_path / "found.npz", every)
+    assert version == pinned("zarr", ">= '3.12'")
+    assert {name: differing(found[name], every[name]) for name in every} == dict.fromkeys(every, [])

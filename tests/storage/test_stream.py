@@ -14,14 +14,15 @@ from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError, InputError
 from storage.order import permuted
 from storage.stream import Batch, EventStream
+from storage.urls import store_of
 
 EVENTS = 23
 
 
-@pytest.fixture(scope="session")
-def data(build):
-    """23 events in five shards, the last one partial."""
-    return build(events=EVENTS, events_per_shard=5, encoding=ENCODINGS["int16"])
+@pytest.fixture(scope="session", params=["int16", "int16+blosc"])
+def data(build, request):
+    """23 events in five shards, the last one partial, not compressed and compressed."""
+    return build(events=EVENTS, events_per_shard=5, encoding=ENCODINGS[request.param])
 
 
 @pytest.fixture
@@ -308,7 +309,7 @@ def test_more_shards_than_file_descriptors_are_read_with_few_open(build, monkeyp
 
 def test_without_a_limit_on_file_descriptors_all_shards_stay_open(data, new_stream, monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: 2 * (resource.RLIM_INFINITY,))
-    shards = stream_module._OpenShards(data.folder, 5)
+    shards = stream_module._OpenShards(store_of(data.folder), data.schema)
     assert shards._most > 10**6
 
 
@@ -318,6 +319,20 @@ def test_a_shard_that_is_damaged_while_training_ends_the_iteration_with_its_name
     path = data.folder / "strain/c/2/0/0"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DamagedDataError, match=f"{path}: the index at its end is missing"):
+        list(stream)
+    assert not reading_threads()
+
+
+def test_a_bit_that_flips_in_a_compressed_event_ends_the_iteration_with_its_number(build):
+    """Blosc may crash on what it did not write: the checksum has to come first."""
+    data = build(events=20, events_per_shard=5, encoding=ENCODINGS["int16+blosc"])
+    path = data.folder / "strain/c/2/0/0"
+    content = bytearray(path.read_bytes())
+    offset, length = np.frombuffer(content[-84:-4], "<u8").reshape(5, 2)[3].tolist()
+    content[offset + length // 2] ^= 8
+    path.write_bytes(content)
+    stream = EventStream(data.folder, batch_size=4)
+    with pytest.raises(DamagedDataError, match=f"{path}: event 3 of this shard has not the check"):
         list(stream)
     assert not reading_threads()
 

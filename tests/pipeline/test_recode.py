@@ -1,0 +1,352 @@
+"""The same events in another encoding: as simulate writes them, or with a certified loss."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import storage
+import strainflow
+from pipeline.recode import RecodeConfig, recode_dataset
+from pipeline.repair import repair_dataset
+from pipeline.run import simulate_dataset
+from pipeline.verify import verify_dataset
+from storage.dataset import read_schema
+from storage.errors import DamagedDataError, InputError
+from storage.manifest import finished_shards, read_manifests
+from storage.schema import shard_files
+
+EVENTS, PER_SHARD = 12, 8
+NOISE_FREE = "--noise=none"
+
+
+def slow(*values):
+    """Values of parameters with which a test is a slow one."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def digests(folder):
+    """SHA-256 of every file of a folder, by its path."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def flip(path, offset, bit=0):
+    """Turn one bit around."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+def loss_of_noisy(exact, stored):
+    """The error acts as more noise: sigma grows from 1 to sqrt(1 + e^2)."""
+    error = stored.astype(np.float64) - exact
+    return 1 - 1 / np.sqrt(1 + (error**2).mean())
+
+
+def loss_of_signal(exact, stored):
+    """What a matched filter with the stored signal misses of the exact one."""
+    exact, stored = exact.astype(np.float64).ravel(), stored.astype(np.float64).ravel()
+    return 1 - exact @ stored / np.sqrt((exact @ exact) * (stored @ stored))
+
+
+def largest_loss(loss, source, target):
+    """Of all events of a data set, against those of another."""
+    strain = [storage.open_dataset(folder).strain.values for folder in (source, target)]
+    return max(loss(one, other) for one, other in zip(*strain, strict=True))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def simulate(et_bbh, running_cluster, folders):
+    """Simulate a data set with some flags, once."""
+
+    def simulate(*flags):
+        if flags not in done:
+            folder = folders / f"{len(done)}.zarr"
+            sizes = (f"--events={EVENTS}", f"--events_per_shard={PER_SHARD}", "--seed=3")
+            config = et_bbh(*sizes, *flags)
+            simulate_dataset(replace(config, cluster=running_cluster), folder)
+            done[flags] = folder
+        return done[flags]
+
+    done = {}
+    return simulate
+
+
+@pytest.fixture
+def recode(running_cluster, tmp_path):
+    """Recode a data set."""
+
+    def recode(source, name="recoded.zarr", **into):
+        config = RecodeConfig(cluster=running_cluster, **into)
+        report = recode_dataset(config, source, tmp_path / name)
+        return tmp_path / name, report
+
+    return recode
+
+
+@pytest.fixture
+def command(running_cluster, capsys):
+    """Call `strainflow recode`; its exit code, and what it printed."""
+
+    def command(source, out, *flags):
+        where = ("--cluster.kind=address", f"--cluster.address={running_cluster.address}")
+        code = strainflow.main(["recode", str(source), "--out", str(out), *where, *flags])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err.splitlines()[-1]
+
+    return command
+
+
+# From float32
+
+
+@pytest.mark.parametrize("noise", ["--noise=gaussian", slow(NOISE_FREE)])
+@pytest.mark.parametrize(
+    "into",
+    [
+        {},
+        {"encoding": "float16+blosc", "max_snr_loss": 1e-6},
+        slow({"max_snr_loss": 1e-2}),
+        slow({"encoding": "int16"}),
+        slow({"encoding": "float32+blosc"}),
+        slow({"encoding": "float32"}),
+    ],
+    ids=str,
+)
+def test_from_float32_the_files_are_those_that_simulate_writes(simulate, recode, noise, into):
+    source = simulate("--encoding=float32", noise)
+    encoding = into.get("encoding", "null")
+    loss = into.get("max_snr_loss", "null")
+    wanted = simulate(f"--encoding={encoding}", f"--max_snr_loss={loss}", noise)
+    folder, report = recode(source, **into)
+    assert report.simulated == EVENTS
+    assert digests(folder) == digests(wanted)
+
+
+def test_the_comparison_sees_another_loss_that_is_promised(simulate, recode):
+    source = simulate("--encoding=float32", "--noise=gaussian")
+    folder, _ = recode(source, max_snr_loss=1e-3)
+    other, _ = recode(source, "other.zarr", max_snr_loss=2e-3)
+    assert len(set(digests(folder).items()) ^ set(digests(other).items())) > 8
+
+
+def test_float32_that_was_compressed_has_lost_nothing_either(simulate, recode):
+    source = simulate("--encoding=float32+blosc", "--max_snr_loss=null", "--noise=gaussian")
+    folder, _ = recode(source, encoding="int16")
+    wanted = simulate("--encoding=int16", "--max_snr_loss=null", "--noise=gaussian")
+    assert digests(folder) == digests(wanted)
+
+
+# From what has lost something
+
+
+@pytest.fixture
+def of_int16(simulate):
+    return simulate("--encoding=int16", "--max_snr_loss=null", "--noise=gaussian")
+
+
+def certified_losses(folder):
+    manifests = read_manifests(folder, read_schema(folder)).values()
+    return max((item.largest_snr_loss, item.worst_event) for item in manifests)
+
+
+def test_the_loss_is_certified_against_the_source(of_int16, recode):
+    folder, _ = recode(of_int16, max_snr_loss=1e-3)
+    largest, worst = certified_losses(folder)
+    assert largest == pytest.approx(largest_loss(loss_of_noisy, of_int16, folder), rel=1e-5)
+    assert 5e-4 < largest <= 1e-3
+    one, other = (storage.open_dataset(at).strain[worst].values for at in (of_int16, folder))
+    assert loss_of_noisy(one, other) == pytest.approx(largest, rel=1e-5)
+    earlier = [(item.type, item.scale_factor) for item in read_schema(folder).encodings_before]
+    assert earlier == [("int16", 1 / 64)]
+
+
+def test_the_loss_of_a_signal_is_its_overlap(simulate, recode):
+    source = simulate("--encoding=float16", "--max_snr_loss=null", NOISE_FREE)
+    folder, _ = recode(source, max_snr_loss=1e-4)
+    largest, _ = certified_losses(folder)
+    assert largest == pytest.approx(largest_loss(loss_of_signal, source, folder), rel=1e-3)
+    assert 1e-5 < largest <= 1e-4
+
+
+def test_the_losses_see_an_error_of_their_size():
+    exact = np.random.default_rng(1).standard_normal((3, 65_536))
+    error = np.random.default_rng(2).standard_normal(exact.shape)
+    assert loss_of_noisy(exact, exact) == loss_of_signal(exact, exact) == pytest.approx(0)
+    for size in (0.01, 0.1):
+        assert loss_of_noisy(exact, exact + size * error) == pytest.approx(size**2 / 2, rel=0.02)
+        assert loss_of_signal(exact, exact + size * error) == pytest.approx(size**2 / 2, rel=0.02)
+        assert loss_of_signal(exact, (1 + size) * exact) == pytest.approx(0, abs=1e-12)
+
+
+CHAINS = [
+    ["int16", "float16", "int8+blosc"],
+    slow(["int16", "int8+blosc"]),
+    slow(["int8", "float32", "int16"]),
+]
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_a_shard_of_what_was_recoded_is_repaired_bit_for_bit(
+    simulate, recode, running_cluster, chain
+):
+    source = simulate(f"--encoding={chain[0]}", "--max_snr_loss=null", "--noise=gaussian")
+    for step, encoding in enumerate(chain[1:]):
+        folder, _ = recode(source, f"{step}.zarr", encoding=encoding)
+        source = folder
+    assert [item.name for item in read_schema(folder).encodings_before] == [
+        encoding
+        for encoding in chain[:-1]
+        if encoding != "float32"  # which loses nothing
+    ]
+    expected = digests(folder)
+    flip(folder / "strain/c/0/0/0", 30_000)
+    (folder / "parameters/c/1/0").unlink()
+    (folder / "manifest/000001.json").unlink()
+    report = repair_dataset(folder, running_cluster, accept=False)
+    assert (report.shards, report.refused, report.remaining) == ([0, 1], {}, [])
+    assert digests(folder) == expected
+    assert verify_dataset(folder, running_cluster).findings == []
+
+
+@pytest.mark.parametrize(
+    ("noise", "first", "chain"),
+    [
+        (NOISE_FREE, "--encoding=float16", [{}]),
+        (NOISE_FREE, "--max_snr_loss=1e-2", [{"encoding": "float32"}, {"encoding": "float16"}]),
+        slow(NOISE_FREE, "--encoding=int8", [{"encoding": "float32"}]),
+        ("--noise=gaussian", "--max_snr_loss=3e-2", [{"encoding": "float32"}]),
+        slow("--noise=gaussian", "--max_snr_loss=3e-2", [{"max_snr_loss": 3e-2}, {}]),
+    ],
+    ids=str,
+)
+def test_what_was_lost_on_the_way_is_no_fault_of_the_null_stream(
+    simulate, recode, noise, first, chain
+):
+    source = simulate("--encoding=null", first, noise)
+    for step, into in enumerate(chain):
+        source, report = recode(source, f"{step}.zarr", **into)
+        assert (report.simulated, report.failed_checks) == (EVENTS, 0)
+        manifests = read_manifests(source, read_schema(source)).values()
+        assert all(item.checks["null_stream"]["passed"] for item in manifests)
+
+
+# Again, and what cannot be done
+
+
+def test_a_rerun_recodes_only_what_is_missing(of_int16, recode):
+    folder, _ = recode(of_int16, encoding="int8")
+    expected = digests(folder)
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert recode(of_int16, encoding="int8")[1].simulated == 0
+    (folder / "manifest/000001.json").unlink()
+    (folder / "strain/c/1/0/0.0123456789ab.partial").touch()
+    assert recode(of_int16, encoding="int8")[1].simulated == EVENTS - PER_SHARD
+    assert digests(folder) == expected
+    again = {path for path, time in written.items() if path.stat().st_mtime_ns != time}
+    assert again == {folder / name for name in (*shard_files(1).values(), "manifest/000001.json")}
+
+
+def test_another_encoding_in_the_same_place_is_refused(of_int16, recode):
+    folder, _ = recode(of_int16, encoding="int8")
+    before = digests(folder)
+    with pytest.raises(InputError, match="another configuration"):
+        recode(of_int16, encoding="float16")
+    with pytest.raises(InputError, match="is the source"):
+        recode_dataset(RecodeConfig(encoding="int8"), folder, folder)
+    assert digests(folder) == before
+
+
+def test_a_broken_bound_stops_with_the_number_of_an_event_and_no_manifest(
+    of_int16, command, tmp_path
+):
+    out = tmp_path / "x.zarr"
+    code, said, last = command(of_int16, out, "--encoding=int8", "--max-snr-loss=6e-4")
+    assert (code, said) == (strainflow.WRONG_CALL, "")
+    assert last.startswith("strainflow recode: event ")
+    assert int(last.split()[3].rstrip(":")) in (0, PER_SHARD)  # the first of a shard
+    assert re.search("the encoding int8 takes 0.0006[5-7] of its SNR, 0.0006 was promised", last)
+    assert finished_shards(out, read_schema(out)) == []
+    assert not [name for name in digests(out) if "/c/" in name and "psd" not in name]
+
+
+def test_a_bound_is_given_with_dashes_as_with_underscores(of_int16, command, tmp_path):
+    for name, flags in {
+        "a": ("--max-snr-loss", "2e-3", "--json"),
+        "b": ("--max-snr-loss=2e-3", "--json"),
+        "c": ("--max_snr_loss=2e-3", "--json"),
+    }.items():
+        code, said, _ = command(of_int16, tmp_path / name, *flags)
+        assert code == strainflow.DONE
+        assert json.loads(said)["simulated"] == EVENTS
+        assert read_schema(tmp_path / name).encoding.max_snr_loss == 2e-3
+    assert digests(tmp_path / "a") == digests(tmp_path / "b") == digests(tmp_path / "c")
+
+
+@pytest.mark.parametrize("flag", ["--max-snr-loss=1", "--max-snr-loss=-1e-3", "--encoding=int4"])
+def test_what_is_impossible_is_one_sentence(of_int16, command, tmp_path, flag):
+    code, said, last = command(of_int16, tmp_path / "x.zarr", flag)
+    assert (code, said) == (strainflow.WRONG_CALL, "")
+    assert last.startswith("strainflow recode: ")
+    assert not (tmp_path / "x.zarr").exists()
+
+
+DAMAGES = {
+    "strain": lambda at: flip(at / "strain/c/1/0/0", 300_000),
+    "parameters": lambda at: flip(at / "parameters/c/1/0", 100),
+    "optimal_snr": lambda at: flip(at / "optimal_snr/c/1/0", 20),
+    "manifest": lambda at: flip(at / "manifest/000001.json", 20),
+    "a manifest's white space": lambda at: (at / "manifest/000001.json").write_bytes(
+        (at / "manifest/000001.json").read_bytes() + b"\n"
+    ),
+    "length": lambda at: os.truncate(at / "strain/c/1/0/0", 300_000),
+    "a lost shard": lambda at: (at / "manifest/000001.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("encoding", ["int16", slow("int16+blosc")])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_no_damage_of_a_source_finds_its_way_into_what_is_made_of_it(
+    simulate, command, tmp_path, damage, encoding
+):
+    sound = simulate(f"--encoding={encoding}", "--max_snr_loss=null", "--noise=gaussian")
+    source = Path(shutil.copytree(sound, tmp_path / "source.zarr"))
+    DAMAGES[damage](source)
+    code, said, last = command(source, tmp_path / "x.zarr", "--encoding=int8")
+    assert (code, said) == (strainflow.ANSWER_IS_NO, "")
+    assert "source.zarr" in last
+    assert not list(tmp_path.glob("x.zarr/manifest/000001*"))
+
+
+def test_a_source_that_is_none_is_refused(recode, tmp_path):
+    with pytest.raises(InputError, match="no data set there"):
+        recode(tmp_path / "nowhere.zarr", encoding="int8")
+    assert not (tmp_path / "recoded.zarr").exists()
+
+
+def test_a_shard_of_another_data_set_is_no_source(simulate, recode, et_bbh, running_cluster):
+    sound = simulate("--encoding=int16", "--max_snr_loss=null", "--noise=gaussian")
+    folder, _ = recode(sound, "a.zarr", encoding="float32")
+    other, _ = recode(sound, "b.zarr", encoding="float32", max_snr_loss=1e-3)
+    for name in (*shard_files(1).values(), "manifest/000001.json"):
+        shutil.copy(other / name, folder / name)
+    with pytest.raises(DamagedDataError, match="000001.json: is of another data set"):
+        recode(folder, "c.zarr", encoding="int8")

@@ -1,0 +1,161 @@
+"""One writer a place: who holds it is told, who died is forgotten. Real processes, real locks."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from storage import lease
+from storage.errors import InputError
+from storage.lease import STALE_SECONDS, Holder
+from storage.local import LocalStore
+
+HOLD = """
+import sys
+from storage.local import LocalStore
+from pathlib import Path
+with LocalStore(Path(sys.argv[1])).only_writer():
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    return LocalStore(tmp_path / "events.zarr")
+
+
+@pytest.fixture
+def elsewhere(place):
+    """Another process that holds the place until its standard input ends."""
+    command = [sys.executable, "-c", HOLD, str(place.folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"holds\n"
+        yield process
+        process.kill()
+
+
+def paper(place):
+    return place.folder.with_name(place.folder.name + ".log") / "writer.json"
+
+
+def write_by_hand(place, **facts):
+    """The document of some other holder."""
+    holder = {"host": "elsewhere", "process": 4711, "renewed": time.time(), **facts}
+    paper(place).parent.mkdir(parents=True, exist_ok=True)
+    paper(place).write_text(json.dumps(holder))
+
+
+def hold(place):
+    """Hold the place for a moment; say that it could be held."""
+    with place.only_writer():
+        return True
+
+
+def test_a_second_process_is_refused_with_the_first_ones_host_and_number(place, elsewhere):
+    expected = f"process {elsewhere.pid} on {socket.gethostname()} is writing there"
+    with pytest.raises(InputError, match=expected):
+        hold(place)
+    assert place.is_being_written()
+
+
+def test_it_is_refused_too_while_the_first_one_sleeps_or_its_document_is_lost(place, elsewhere):
+    elsewhere.send_signal(signal.SIGSTOP)
+    with pytest.raises(InputError, match=f"process {elsewhere.pid} on"):
+        hold(place)
+    shutil.rmtree(paper(place).parent)
+    with pytest.raises(InputError, match="another run is writing there"):
+        hold(place)
+
+
+def test_after_sigkill_of_the_first_the_second_goes_on_at_once(place, elsewhere):
+    elsewhere.kill()
+    elsewhere.wait()
+    assert paper(place).exists()
+    assert not place.is_being_written()
+    start = time.monotonic()
+    assert hold(place)
+    assert time.monotonic() - start < 1
+
+
+def test_after_the_end_of_the_first_nothing_is_left(place, elsewhere):
+    elsewhere.communicate()
+    assert elsewhere.returncode == 0
+    assert not paper(place).parent.exists()
+    paper(place).parent.mkdir()
+    (paper(place).parent / "shards.jsonl").touch()
+    assert hold(place)
+    assert [path.name for path in paper(place).parent.iterdir()] == ["shards.jsonl"]
+
+
+def test_it_is_told_from_another_path_to_the_same_place(place, elsewhere, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"process {elsewhere.pid} on"):
+        hold(LocalStore(Path("events.zarr")))
+
+
+def test_a_fresh_document_of_another_host_is_respected(place):
+    write_by_hand(place, renewed=time.time() - STALE_SECONDS / 2)
+    with pytest.raises(InputError, match="process 4711 on elsewhere is writing there"):
+        hold(place)
+    assert place.is_being_written()
+    assert json.loads(paper(place).read_bytes())["process"] == 4711
+
+
+def test_a_clock_that_is_ahead_there_is_no_sign_of_death(place):
+    write_by_hand(place, renewed=time.time() + 30)
+    with pytest.raises(InputError, match="on elsewhere"):
+        hold(place)
+
+
+def test_a_stale_document_of_another_host_is_taken_over(place):
+    write_by_hand(place, renewed=time.time() - STALE_SECONDS - 1)
+    assert not place.is_being_written()
+    with place.only_writer():
+        assert json.loads(paper(place).read_bytes())["process"] == os.getpid()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"host": "a"}', b"\xff"])
+def test_a_document_that_says_nothing_holds_nothing(place, content):
+    paper(place).parent.mkdir(parents=True)
+    paper(place).write_bytes(content)
+    assert hold(place)
+
+
+def test_a_process_here_that_merely_has_the_number_of_a_dead_writer_holds_nothing(place):
+    write_by_hand(place, host=socket.gethostname(), process=os.getppid())
+    assert hold(place)
+
+
+def test_a_holder_renews_its_document(place, monkeypatch):
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.02)
+    with place.only_writer():
+        first = Holder.parse(paper(place).read_bytes())
+        deadline = time.monotonic() + 10
+        while Holder.parse(paper(place).read_bytes()).renewed <= first.renewed:
+            assert time.monotonic() < deadline, "it is not renewed"
+            time.sleep(0.01)
+        shutil.rmtree(paper(place).parent)  # the log may be deleted at any time
+        time.sleep(0.1)
+    assert not paper(place).exists()
+
+
+def test_who_was_taken_for_dead_leaves_the_document_of_the_next_one_alone(place, monkeypatch):
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.02)
+    with place.only_writer():
+        write_by_hand(place)
+        time.sleep(0.2)
+        assert Holder.parse(paper(place).read_bytes()).host == "elsewhere"
+    assert Holder.parse(paper(place).read_bytes()).host == "elsewhere"
+
+
+def test_a_hold_within_the_same_process_is_refused(place):
+    with place.only_writer(), pytest.raises(InputError, match=f"process {os.getpid()} on"):
+        hold(place)
