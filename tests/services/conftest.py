@@ -3,8 +3,10 @@
 import os
 
 import pytest
+import s3fs
 from daemons import ServiceMissingError
 from htcondor import HTCondor
+from proxy import FlakyProxy
 from runs import Run, digests
 from s3 import S3
 from slurm import Slurm
@@ -27,6 +29,27 @@ def s3():
     """A real S3 server; each test makes buckets of its own."""
     with started(S3) as server:
         yield server
+
+
+@pytest.fixture
+def s3_environment(s3, monkeypatch, tmp_path):
+    """The variables of the server and no others of S3; an empty working directory."""
+    for name in os.environ.keys() - s3.environment.keys():
+        monkeypatch.delenv(name)
+    for name, value in s3.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def proxy(s3, s3_environment, monkeypatch):
+    """A proxy before the server, that clients take for the server."""
+    with FlakyProxy(int(s3.endpoint.rpartition(":")[2])) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield proxy
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import s3fs
 import xarray
+from buckets import PATIENCE, call, download, fresh_client, refused, start, upload
 from daemons import wait_until
-from proxy import FlakyProxy
 from runs import ROOT, digests
 
 from storage import EventStream, open_dataset
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("s3_environment")]
 
 EVENTS = 48
 FLAGS = [
@@ -28,46 +28,6 @@ FLAGS = [
     "--seed=5",
     "--cluster.workers=2",
 ]
-PATIENCE = 180.0
-
-
-@pytest.fixture(autouse=True)
-def environment(s3, monkeypatch, tmp_path):
-    """The variables of the server and no others of S3; an empty working directory."""
-    for name in os.environ.keys() - s3.environment.keys():
-        monkeypatch.delenv(name)
-    for name, value in s3.variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-@pytest.fixture
-def proxy(s3, monkeypatch):
-    """A proxy before the server, that clients take for the server."""
-    with FlakyProxy(int(s3.endpoint.rpartition(":")[2])) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        s3fs.S3FileSystem.clear_instance_cache()
-        yield proxy
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-def start(*words):
-    return subprocess.Popen(
-        [sys.executable, "-m", "strainflow", *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def call(*words):
-    """Run the command line; return its exit code and all that it said."""
-    process = start(*words)
-    said, errors = process.communicate(timeout=PATIENCE)
-    assert "Traceback" not in errors, errors
-    return process.returncode, said, errors
 
 
 @pytest.fixture(scope="module")
@@ -84,21 +44,6 @@ def on_disk(tmp_path_factory):
         return made[encoding]
 
     return make
-
-
-def upload(s3, folder):
-    """Copy a data set from the disk to a new bucket; return its URL."""
-    bucket = s3.bucket()
-    s3fs.S3FileSystem().put(str(folder), f"{bucket}/events.zarr", recursive=True)
-    return f"s3://{bucket}/events.zarr"
-
-
-def download(url, folder):
-    """Copy a data set back to the disk."""
-    s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False).get(
-        url, str(folder), recursive=True
-    )
-    return folder
 
 
 ENCODINGS = ["float32", "int16+blosc"]
@@ -178,7 +123,7 @@ def test_a_client_killed_in_the_middle_leaves_what_a_rerun_completes(s3, on_disk
     url = f"s3://{s3.bucket()}/events.zarr"
     words = ["simulate", *FLAGS, "--encoding=float32", f"--out={url}"]
     first = start(*words)
-    files = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+    files = fresh_client()
     wait_until(lambda: files.glob(f"{url}/manifest/0*.json"), "a shard", PATIENCE)
     first.send_signal(signal.SIGKILL)
     first.communicate()
@@ -192,12 +137,11 @@ def test_a_second_run_is_refused_with_the_firsts_host_and_process(s3):
     words = ["simulate", *FLAGS, "--events=512", f"--out={url}"]
     first = start(*words)
     try:
-        files = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+        files = fresh_client()
         wait_until(lambda: files.exists(f"{url}/zarr.json"), "a data set", PATIENCE)
-        code, _, errors = call(*words)
-        host = os.uname().nodename
-        assert code == 2
-        assert f"process {first.pid} on {host} is writing there" in errors.splitlines()[-1]
+        for verb in (words, ["repair", url]):
+            line = refused(*verb)
+            assert f"process {first.pid} on {os.uname().nodename} is writing there" in line
     finally:
         first.send_signal(signal.SIGINT)
         first.communicate(timeout=PATIENCE)
@@ -256,9 +200,7 @@ def test_a_server_that_goes_in_mid_run_ends_it_with_one_sentence_and_what_is_the
     url = f"s3://{s3.bucket()}/events.zarr"
     words = ["simulate", *FLAGS, "--encoding=float32", f"--out={url}"]
     process = start(*words)
-    direct = s3fs.S3FileSystem(
-        skip_instance_cache=True, use_listings_cache=False, endpoint_url=s3.endpoint
-    )
+    direct = fresh_client(endpoint_url=s3.endpoint)
     wait_until(lambda: direct.glob(f"{url}/manifest/0*.json"), "a shard", PATIENCE)
     proxy.refuse()
     _, errors = process.communicate(timeout=PATIENCE)
