@@ -46,6 +46,8 @@ bench: setup
 	$(BIN)/python tests/bench/workers.py
 	$(BIN)/python tests/bench/plan_accuracy.py
 	$(BIN)/python tests/bench/stream_rate.py
+	$(BIN)/python tests/bench/write_verify.py
+	$(BIN)/python tests/bench/many_manifests.py . 1e6 1e7
 
 # For this Python and platform:  make wheelhouse
 # For another Python on Linux:   make wheelhouse FOR=3.12   (torch is left to that machine)

@@ -67,7 +67,11 @@ def _table(reports: dict[str, dict[str, Any]], seconds: float) -> str:
             f"{_ratio(simulate['core_seconds'], simulate['simulated'], 3)} core-s an event",
             "0.46 core-s an event",
         ),
-        ("data set", f"{1e6 * read['gigabytes'] / simulate['events']:.0f} kB an event", "786 kB"),
+        (
+            "data set",
+            f"{_ratio(simulate['bytes'], 1e3 * simulate['simulated'])} kB an event",
+            "786 kB",
+        ),
         (
             "training input",
             f"{stream['gigabytes_per_second']:.1f} GB/s, "

@@ -18,9 +18,14 @@ from pathlib import Path
 from typing import TypeVar, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from storage.errors import DamagedDataError, InputError
+
+# A recipe names values, never code: jsonargparse would import what `class_path` names.
+set_parsing_settings(
+    import_path_denylist=["*"], import_path_allowlist=["pipeline", "storage", "model"]
+)
 
 Config = TypeVar("Config")
 
@@ -141,33 +146,83 @@ def _read(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
         InputError: Something in them cannot be used.
     """
     found = _find_recipe(words)
-    for flag, recipe in zip(found, found[1:], strict=False):
+    for flag, word in zip(["", *found], found, strict=False):
         if flag == "--config":
-            _refuse_unusable(recipe)
+            _refuse_unusable_file(word)
+        elif word.startswith("--"):
+            name, _, value = word.partition("=")
+            _refuse_unusable(value, name)
+        else:
+            _refuse_unusable(word, flag)
     try:
-        values: Namespace = parser.instantiate(parser.parse_args(found))
+        parsed = parser.parse_args(found)
+        _refuse_nothing(parsed, parser.get_defaults(skip_validation=True))
+        values: Namespace = parser.instantiate(parsed)
     except ArgumentError as error:
         keys = list(parser.get_defaults(skip_validation=True).keys())
         raise InputError(_explain(_one_sentence(str(error)), keys)) from None
     except UnicodeDecodeError:
         raise InputError("config: the recipe is not text; give a YAML file") from None
+    except ModuleNotFoundError:
+        raise
+    except ImportError as error:
+        raise InputError(
+            f"config: {str(error).partition(',')[0]}; a recipe names values, no code"
+        ) from None
     return values
 
 
-def _refuse_unusable(recipe: str) -> None:
+def _refuse_nothing(values: Namespace, defaults: Namespace, within: str = "") -> None:
+    """Refuse keys with nothing behind them, such as `seed:`, and values in place of a section.
+
+    Raises:
+        InputError: There is one.
+    """
+    for name, default in vars(defaults).items():
+        value, key = vars(values).get(name), within + name
+        if isinstance(default, Namespace):
+            if not isinstance(value, Namespace):
+                raise InputError(
+                    f"{key}: got {value!r}, it is a section of keys and values; write them below "
+                    "it, or leave it out"
+                )
+            _refuse_nothing(value, default, f"{key}.")
+        elif value is None and default is not None:
+            raise InputError(f"{key}: holds nothing; give a value, or leave the key out")
+
+
+def _refuse_unusable_file(recipe: str) -> None:
     """Refuse a recipe that would grow beyond all bounds when it is read, before it is.
 
     Raises:
-        InputError: Its anchors multiply it or hold themselves, or it is nested deeply.
+        InputError: It is none that can be read, see `_refuse_unusable`.
     """
     try:
         content = Path(recipe).read_text("utf-8")
-        _measure(content, recipe)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except (OSError, UnicodeDecodeError):  # the parser of the command line says what is wrong
+        return
+    except ValueError:
+        raise InputError(f"config: {recipe!r} is no name of a file; give a YAML file") from None
+    _refuse_unusable(content, recipe)
+
+
+def _refuse_unusable(content: str, source: str) -> None:
+    """Do the same for YAML that is there already.
+
+    Raises:
+        InputError: Its anchors multiply it or hold themselves, it is nested deeply, or holds what
+            is no number or no character.
+    """
+    try:
+        _measure(content, source)
+    except InputError:
+        raise
     except yaml.YAMLError:  # the parser of the command line says what is wrong
         pass
+    except (ValueError, OverflowError):
+        raise InputError(
+            f"config: {source} holds an escape that is no character; write the character itself"
+        ) from None
 
 
 def _measure(content: str, recipe: str) -> None:
@@ -189,6 +244,8 @@ def _measure(content: str, recipe: str) -> None:
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
             sizes |= {} if event.anchor is None else {event.anchor: size}
+            if "\0" in event.value:
+                raise InputError(f"config: {recipe} holds a zero character; take it out")
             if _LONG_NUMBER.fullmatch(event.value):
                 raise InputError(
                     f"config: {recipe} holds the number {event.value[:20]}... of "

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 from torch import Tensor
 
 from model.config import TrainConfig
@@ -26,6 +26,9 @@ from model.estimator import DataFacts, Estimator
 from model.parameters import ParameterMap
 from storage.errors import DamagedDataError, InputError
 from storage.files import write_atomically
+
+# A recipe names values, never code: jsonargparse would import what `class_path` names.
+set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=["model"])
 
 FORMAT_VERSION = 1
 CONFIG, CHECKPOINT, HISTORY = "config.yaml", "checkpoint.pt", "history.csv"

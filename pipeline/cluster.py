@@ -26,6 +26,7 @@ DASK_SETTINGS = {
 }
 CONNECT_SECONDS = 30.0
 SHORTEST_WALLTIME = 600  # as a bare number of seconds
+LONGEST_PART = 9  # digits of a walltime's hours
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ class ClusterConfig:
                 )
             return self.walltime
         parts = self.walltime.split(":")
-        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        if len(parts) != 3 or not all(
+            part.isdecimal() and len(part) <= LONGEST_PART for part in parts
+        ):
             raise InputError(
                 f"cluster.walltime: got {self.walltime!r}, write hours:minutes:seconds, such as "
                 "04:00:00"

@@ -9,12 +9,17 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from pipeline.cluster import ClusterConfig
 from pipeline.priors import PriorConfig
 from storage.encodings import certified, encoding_named
-from storage.errors import InputError
+from storage.errors import DamagedDataError, InputError
+
+# A recipe names values, never code: jsonargparse would import what `class_path` names.
+set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=["pipeline"])
+
+LARGEST_COUNT = 10**15  # what a float holds exactly, and more than anybody simulates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +94,13 @@ class PhenomXConfig:
                     "to below 1 is needed, such as 0.001"
                 )
 
+        version = self.precession_version
+        if version is not None and not 0 <= version < 2**31:
+            raise InputError(
+                f"waveform.phenomx.precession_version: got {version}, LAL's numbers are such as "
+                "223 or 320"
+            )
+
     def given(self) -> dict[str, float]:
         """The settings that are not left to the model."""
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -133,6 +145,16 @@ class PsdConfig:
     file: str | None = None
     quantity: Literal["asd", "psd"] = "asd"
 
+    def check(self, key: str) -> None:
+        """Refuse what is impossible; not in `__post_init__`, as for a detector.
+
+        Raises:
+            InputError: A value is missing.
+        """
+        for name in ("name", "quantity"):
+            if getattr(self, name) is None:
+                raise InputError(f"{key}.{name}: holds nothing; give a value, or leave the key out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
@@ -168,20 +190,28 @@ class DetectorConfig:
         Raises:
             InputError: A value is out of its range.
         """
-        limits = {"latitude": 90, "longitude": 360, "xarm_tilt": 1.5, "yarm_tilt": 1.5}
-        for name, limit in limits.items():
+        limits: dict[str, tuple[float, str]] = {
+            "latitude": (90, "degrees"),
+            "longitude": (360, "degrees"),
+            "xarm_azimuth": (720, "degrees"),
+            "yarm_azimuth": (720, "degrees"),
+            "elevation": (1e5, "m"),
+            "xarm_tilt": (1.5, "rad"),
+            "yarm_tilt": (1.5, "rad"),
+        }
+        for name, (limit, unit) in limits.items():
             value = getattr(self, name)
+            if value is None:
+                raise InputError(f"detectors: {self.name}'s {name} holds nothing; give {unit}")
             if not abs(value) <= limit:
-                unit = "rad" if name.endswith("tilt") else "degrees"
                 raise InputError(
                     f"detectors: {self.name}'s {name} is {value:g} {unit}, possible is "
                     f"-{limit:g} to {limit:g} {unit}"
                 )
-        values = (self.xarm_azimuth, self.yarm_azimuth, self.elevation, self.length)
-        if not self.name or not all(map(math.isfinite, values)) or not self.length > 0:
+        if not self.name or not 0 < self.length < math.inf:
             raise InputError(
-                f"detectors: {self.name!r} needs a name, finite azimuths [degrees] and elevation "
-                "[m], and a positive length [km]"
+                f"detectors: {self.name!r} needs a name, and a positive length [km], got "
+                f"{self.length:g}"
             )
         opening = math.radians(self.xarm_azimuth - self.yarm_azimuth)
         if abs(math.sin(opening)) < 1e-6:
@@ -242,19 +272,17 @@ class SimulationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.extrinsic_draws_per_waveform < 1:
-            raise InputError(
-                f"extrinsic_draws_per_waveform: got {self.extrinsic_draws_per_waveform}, at least "
-                "1 is needed"
-            )
-        if self.seed < 0:
-            raise InputError(f"seed: got {self.seed}, must not be negative")
+        _require_count(self, "extrinsic_draws_per_waveform")
+        if not 0 <= self.seed < 2**128:
+            raise InputError(f"seed: got {self.seed}, must not be negative, and below 2^128")
         if not self.detectors or len(set(self.detectors)) != len(self.detectors):
             names = [item if isinstance(item, str) else item.name for item in self.detectors]
             raise InputError(f"detectors: got {names}, name each detector once")
         for item in self.detectors:
             if isinstance(item, DetectorConfig):
                 item.check()
+        for name, psd in self.psd_of.items():
+            psd.check(f"psd_of.{name}")
         nyquist = self.segment.sample_rate / 2
         if self.waveform.f_lower >= nyquist:
             raise InputError(
@@ -295,9 +323,7 @@ class DatasetConfig(SimulationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         certified(encoding_named(self.encoding or "float32"), self.max_snr_loss)
-        for name in ("events", "events_per_shard"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: got {getattr(self, name)}, at least 1 is needed")
+        _require_count(self, "events", "events_per_shard")
 
     @property
     def simulation(self) -> SimulationConfig:
@@ -329,11 +355,26 @@ def simulation_to_dict(config: SimulationConfig) -> dict[str, Any]:
     return document
 
 
-def simulation_from_dict(document: dict[str, Any]) -> SimulationConfig:
-    """Read the physics back; the inverse of `simulation_to_dict`."""
+def simulation_from_dict(document: dict[str, Any] | None) -> SimulationConfig:
+    """Read the physics back; the inverse of `simulation_to_dict`.
+
+    Raises:
+        DamagedDataError: It is no such document.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", type=SimulationConfig)
-    return parser.instantiate(parser.parse_object({"config": document})).config  # type: ignore[no-any-return]  # jsonargparse's namespace is untyped
+    try:
+        config = parser.instantiate(parser.parse_object({"config": document})).config
+    except (ArgumentError, ImportError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, ModuleNotFoundError):
+            raise
+        raise DamagedDataError(
+            "the configuration in the data set's metadata is none of a simulation, so it was "
+            f"altered ({' '.join(str(error).split())[:200]})"
+        ) from None
+    if not isinstance(config, SimulationConfig):
+        raise DamagedDataError("the data set's metadata hold no configuration of a simulation")
+    return config
 
 
 def without_paths(config: SimulationConfig) -> SimulationConfig:
@@ -347,6 +388,15 @@ def without_paths(config: SimulationConfig) -> SimulationConfig:
         psd=strip(config.psd),
         psd_of={name: strip(psd) for name, psd in config.psd_of.items()},
     )
+
+
+def _require_count(config: SimulationConfig, *names: str) -> None:
+    for name in names:
+        if not 1 <= getattr(config, name) <= LARGEST_COUNT:
+            raise InputError(
+                f"{name}: got {getattr(config, name)}, at least 1 is needed, and at most "
+                f"{LARGEST_COUNT:.0e}"
+            )
 
 
 def _require_positive(config: SegmentConfig | WaveformConfig, *names: str) -> None:

@@ -114,6 +114,11 @@ class Uniform:
 
     def __post_init__(self) -> None:
         require_order(self.minimum, self.maximum)
+        if math.isinf(self.maximum - self.minimum):
+            raise InputError(
+                f"Uniform from {self.minimum:g} to {self.maximum:g} cannot be normalised; give "
+                "finite ends"
+            )
 
     def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
         """Map uniform numbers to values."""
@@ -134,6 +139,11 @@ class Sine:
 
     def __post_init__(self) -> None:
         require_order(self.minimum, self.maximum)
+        if self.minimum < 0.0 or self.maximum > math.pi:
+            raise InputError(
+                f"Sine from {self.minimum:g} to {self.maximum:g} has a negative density; stay "
+                "within 0 to pi"
+            )
 
     def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
         """Map uniform numbers to values."""
@@ -157,6 +167,11 @@ class Cosine:
 
     def __post_init__(self) -> None:
         require_order(self.minimum, self.maximum)
+        if self.minimum < -math.pi / 2 or self.maximum > math.pi / 2:
+            raise InputError(
+                f"Cosine from {self.minimum:g} to {self.maximum:g} has a negative density; stay "
+                "within -pi/2 to pi/2"
+            )
 
     def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
         """Map uniform numbers to values."""
@@ -182,8 +197,11 @@ class TruncatedGaussian:
 
     def __post_init__(self) -> None:
         require_order(self.minimum, self.maximum)
-        if not self.sigma > 0:
-            raise InputError(f"sigma: got {self.sigma:g}, must be positive")
+        if not 0 < self.sigma < math.inf or math.isinf(self.mu):
+            raise InputError(
+                f"mu: got {self.mu:g}, sigma: got {self.sigma:g}; both must be finite, and sigma "
+                "positive"
+            )
         low, high = self._cumulative
         if not low < high:
             raise InputError(

@@ -61,6 +61,7 @@ class UniformInComponentsMassRatio:
                 f"UniformInComponentsMassRatio from {self.minimum:g} to {self.maximum:g} cannot be "
                 "normalised; give 0 < minimum < maximum"
             )
+        _ = _ratio_table(self.minimum, self.maximum)  # ends that are too close show now
 
     def rescale(self, uniform: Float[Array, "n"]) -> Float[Array, "n"]:
         """Map uniform numbers to values."""
@@ -144,7 +145,14 @@ def _ratio_table(minimum: float, maximum: float) -> _Table:
         return values
 
     nodes = np.geomspace(minimum, maximum, NODES)
-    return _Table(density, cumulative, nodes, cumulative(nodes))
+    with np.errstate(invalid="ignore"):
+        values = cumulative(nodes)
+    if not np.all(np.diff(values) > 0):
+        raise InputError(
+            f"minimum {minimum:g} and maximum {maximum:g} are too close, or too far apart; change "
+            "them, or give a number"
+        )
+    return _Table(density, cumulative, nodes, values)
 
 
 @lru_cache(maxsize=64)

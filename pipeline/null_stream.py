@@ -235,14 +235,16 @@ def _off(
     if schema.noisy:
         first_bin = round(schema.provenance["band"][0] * schema.samples / schema.sample_rate)
         null = null_of_segment(three, schema.sample_rate, delays)
-        # Rounding adds white noise of step^2/12.
-        variance = 1 + sum((encoding.scale_factor or 0.0) ** 2 / 12 for encoding in encodings)
-        off = float(np.abs(noise_scores(null, first_bin, variance)).max())
+        # Rounding adds white noise of step^2/12; nothing where numbers have such a step already.
+        rounding = [(encoding.scale_factor or 0.0) ** 2 / 12 for encoding in encodings]
+        too_much = noise_scores(null, first_bin, 1 + sum(rounding))
+        too_little = -noise_scores(null, first_bin, 1 + max(rounding))
+        off = float(np.maximum(too_much, too_little).max())
     else:
         share = share_of_signal(three, schema.sample_rate, delays)
         norms = float(np.linalg.norm(strain)), float(np.linalg.norm(three))
-        rounding = sum(_rounding(three.size, norms, encoding) for encoding in encodings)
-        off = max(share - rounding, 0.0)
+        most = sum(_rounding(three.size, norms, encoding) for encoding in encodings)
+        off = max(share - most, 0.0)
     return off if np.isfinite(off) else NOT_FINITE
 
 

@@ -186,7 +186,7 @@ def read_prior_file(file: str) -> dict[str, str]:
     """
     try:
         lines = Path(file).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):  # no such file, no name of a file, no text
         raise InputError(f"prior.file: {file} cannot be read; give a bilby prior file") from None
     entries = {}
     for number, line in enumerate(lines, 1):

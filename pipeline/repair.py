@@ -239,7 +239,7 @@ def _restore_metadata(store: Store, inventory: Inventory) -> list[str]:
 def _psd_again(store: Store, inventory: Inventory) -> bytes | None:
     """The PSD as the configuration names it, if that gives the recorded bytes."""
     provenance = inventory.schema.provenance
-    config = simulation_from_dict(provenance["configuration"])
+    config = simulation_from_dict(provenance.get("configuration"))
     names = [item["name"] for item in provenance["detectors"]]
     try:
         content = load_psds(config, names).astype("<f8").tobytes()

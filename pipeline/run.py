@@ -312,7 +312,7 @@ def _simulator_of_dataset(url: str, identity: str) -> tuple[Simulator, Schema]:
     _require_same_libraries(schema.provenance["versions"], url)
     provenance = schema.provenance
     detectors = tuple(Detector.from_dict(document) for document in provenance["detectors"])
-    config = simulation_from_dict(provenance["configuration"])
+    config = simulation_from_dict(provenance.get("configuration"))
     return Simulator(config, detectors, read_psd(url)), schema
 
 

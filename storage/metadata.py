@@ -228,10 +228,23 @@ def without_settings(value: object) -> object:
     if isinstance(value, list):
         return [without_settings(item) for item in value]
     if isinstance(value, dict):
-        if value.get("name") == "blosc":
-            return {"name": "blosc"}
+        if value.get("name") == "blosc" and isinstance(value.get("configuration"), dict):
+            settings = value["configuration"].items()
+            return {"name": "blosc", "configuration": dict(map(_without_choice, settings))}
         return {key: without_settings(item) for key, item in value.items()}
     return value
+
+
+def _without_choice(setting: tuple[str, object]) -> tuple[str, object]:
+    """A setting of Blosc; those that are free and possible are all the same."""
+    name, value = setting
+    is_free = {
+        "cname": value in ("blosclz", "lz4", "lz4hc", "zlib", "zstd"),
+        "shuffle": value in ("noshuffle", "shuffle", "bitshuffle"),
+        "clevel": type(value) is int and 0 <= value <= 9,
+        "blocksize": type(value) is int and 0 <= value < 2**31,
+    }
+    return name, "free" if is_free.get(name) else value
 
 
 def _refuse_provenance(schema: Schema) -> None:

@@ -9,6 +9,7 @@ from storage.errors import DamagedDataError
 from storage.urls import InputFile
 
 BLOCK = 512  # a header, and the unit to which tar pads its members
+LARGEST_MEMBER = 8**11  # bytes, the first number that its eleven octal digits do not hold
 END_OF_TAR = bytes(2 * BLOCK)
 _MEMBER = re.compile(r"\d{9,}\.[a-z0-9.]*[a-z0-9]")
 
@@ -78,8 +79,10 @@ def parse_tar_header(header: bytes) -> tuple[str, int]:
     if sum(header) - sum(header[148:156]) + 8 * ord(" ") != checksum:
         raise DamagedDataError("the tar header has another checksum")
     # No links, no folders, and no name that leads out of a folder.
-    if header[156:157] != b"0" or not _MEMBER.fullmatch(name) or size < 0:
+    if header[156:157] != b"0" or not _MEMBER.fullmatch(name) or not 0 <= size < LARGEST_MEMBER:
         raise DamagedDataError(f"the tar member {name!r} is none of an event's")
+    if header != tar_header(name, size):  # a folder in the field `prefix`, a link's target
+        raise DamagedDataError(f"the tar header of {name!r} holds more than name and size")
     return name, size
 
 

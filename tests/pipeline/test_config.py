@@ -73,7 +73,7 @@ def test_the_stretch_of_the_waveform_ends_with_the_segment(et_bbh):
         ("--prior.chirp_mass=Uniform(-5, 100)", "prior.chirp_mass: .* reaches -5 Msun"),
         ("--prior.chirp_mass=Gaussian(30, 1)", "prior.chirp_mass: .* reaches -inf Msun"),
         ("--prior.chirp_mass=0", "prior.chirp_mass: .* reaches 0 Msun"),
-        ("--prior.chirp_mass=Uniform(5, inf)", "prior.chirp_mass: .* reaches inf Msun"),
+        ("--prior.chirp_mass=PowerLaw(-3, 5, inf)", "prior.chirp_mass: .* reaches inf Msun"),
         ("--prior.mass_ratio=Uniform(0.5, 2)", "prior.mass_ratio: .* reaches 2,"),
         ("--prior.luminosity_distance=-1", "prior.luminosity_distance: -1.* reaches -1 Mpc"),
         ("--prior.ra=Uniform(0, 7)", "prior.ra: .* reaches 7 rad, possible is 0 to 6.283 rad"),

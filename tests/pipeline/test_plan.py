@@ -41,6 +41,12 @@ def test_a_plan_adds_up_and_leaves_nothing_behind(et_bbh, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_million_events_take_fewer_than_ten_thousand_files(et_bbh):
+    config = et_bbh("--events=1000000", "--encoding=null")
+    schema = describe_dataset(config, Simulator.from_config(config.simulation))
+    assert dataset_size(schema, 140e3)[1] < 10_000
+
+
 def test_workers_elsewhere_share_the_work(et_bbh, tmp_path):
     flags = ("--events=1000000", "--cluster.kind=slurm", "--cluster.workers=200")
     plan = make_plan(et_bbh(*flags), 2.0, 256.0, str(tmp_path))

@@ -1,4 +1,4 @@
-"""Data sets whose bytes are pinned: all versions read and write what tests/golden/make.py did."""
+"""Small data sets whose bytes are pinned: what tests/golden/make.py wrote, and writes today."""
 
 import json
 import runpy

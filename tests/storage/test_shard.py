@@ -159,7 +159,7 @@ def test_every_compressed_shard_is_a_tar_of_blosc_frames_without_gaps_and_an_ind
 
 @pytest.mark.parametrize("name", [name for name in ENCODINGS if ENCODINGS[name].compressed])
 @pytest.mark.parametrize("kind", ["zeros", "noise", "random bits"])
-def test_frames_have_the_same_bytes_whatever_thread_makes_them(name, kind):
+def test_frames_have_the_same_bytes_whatever_threads_make_them(name, kind, monkeypatch):
     encoding = ENCODINGS[name]
     draw = np.random.default_rng(7)
     arrays = {
@@ -172,6 +172,12 @@ def test_frames_have_the_same_bytes_whatever_thread_makes_them(name, kind):
     here = [compress(codes, encoding.blosc) for codes in events]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda codes: compress(codes, encoding.blosc), events)) == here
+    monkeypatch.setattr(numcodecs.blosc, "use_threads", True)  # Blosc's own
+    before = numcodecs.blosc.get_nthreads()
+    for threads in (1, 2, 5):
+        numcodecs.blosc.set_nthreads(threads)
+        assert [compress(codes, encoding.blosc) for codes in events] == here
+    numcodecs.blosc.set_nthreads(before)
     for codes, frame in zip(events, here, strict=True):
         assert len(frame) <= codes.nbytes + LARGEST_OVERHEAD
         assert numcodecs.blosc.decompress(frame) == codes.tobytes()
