@@ -197,11 +197,10 @@ class TruncatedGaussian:
 
     def __post_init__(self) -> None:
         require_order(self.minimum, self.maximum)
-        if not 0 < self.sigma < math.inf or math.isinf(self.mu):
-            raise InputError(
-                f"mu: got {self.mu:g}, sigma: got {self.sigma:g}; both must be finite, and sigma "
-                "positive"
-            )
+        if not 0 < self.sigma < math.inf:
+            raise InputError(f"sigma: got {self.sigma:g}, must be positive and finite")
+        if not math.isfinite(self.mu):
+            raise InputError(f"mu: got {self.mu:g}, must be finite")
         low, high = self._cumulative
         if not low < high:
             raise InputError(
