@@ -45,7 +45,7 @@ bench: setup
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/bench/simulate_cost.py
 	$(BIN)/python tests/bench/workers.py
 	$(BIN)/python tests/bench/plan_accuracy.py
-	$(BIN)/python tests/bench/stream_rate.py
+	$(BIN)/python tests/bench/reading.py . 3.2
 	$(BIN)/python tests/bench/write_verify.py
 	$(BIN)/python tests/bench/many_manifests.py . 1e6 1e7
 
@@ -60,7 +60,7 @@ ifeq ($(FOR),)
 	$(BIN)/python -m pip wheel --constraint constraints.txt --wheel-dir wheelhouse '.[$(EXTRAS)]'
 else
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir wheelhouse . "$$(grep '^nflows==' constraints.txt)"
-	grep -v -E '^(#|torch==|nflows==)' constraints.txt > wheelhouse/requirements.txt
+	grep -v -E '^(#|torch==|torchvision==|nflows==)' constraints.txt > wheelhouse/requirements.txt
 	$(BIN)/python -m pip download --no-deps --only-binary=:all: --python-version $(FOR) --implementation cp $(PLATFORMS) --dest wheelhouse --requirement wheelhouse/requirements.txt
 endif
 

@@ -20,7 +20,7 @@ STAGES = {
     "simulate": "simulate --config pipeline/recipes/et-demo.yaml --out demo/train.zarr",
     "held out": "simulate --config pipeline/recipes/et-demo.yaml --out demo/test.zarr "
     "--events 128 --seed 2 --noise gaussian",
-    "read": "bench read demo/train.zarr --rounds 3 --peers false",
+    "read": "bench read demo/train.zarr --rounds 3 --sweep false --cold false --out demo/bench",
     "train": "train --config model/recipes/demo.yaml --data demo/train.zarr --out demo/run",
     "sample": "sample --run demo/run --data demo/test.zarr --samples 1000 --out demo/results",
     "diagnose": "diagnose demo/results --level 0.01 --out demo/pictures",
@@ -57,7 +57,7 @@ def _first_report(stage: str, report: dict[str, Any]) -> dict[str, Any]:
 def _table(reports: dict[str, dict[str, Any]], seconds: float) -> str:
     simulate, read, train = reports["simulate"], reports["read"], reports["train"]
     sample, diagnosis = reports["sample"], reports["diagnose"]
-    stream = next(rate for rate in read["rates"] if rate["name"].startswith("EventStream"))
+    stream = next(rate for rate in read["warm"] if rate["name"].startswith("EventStream"))
     chirp_mass = next(check for check in diagnosis["checks"] if check["name"] == "chirp_mass")
     per_sample = _ratio(1e6 * sample["seconds"], sample["sampled"] * sample["samples"])
     rows = [

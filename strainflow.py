@@ -35,8 +35,11 @@ VERBS = {
     "verify": ("pipeline.commands:verify", "find every damaged or missing byte of a data set"),
     "repair": ("pipeline.commands:repair", "simulate damaged shards again, bit for bit"),
     "recode": ("pipeline.commands:recode", "write a data set once more in another encoding"),
-    "info": ("storage.commands:info", "say what a data set is, from its metadata"),
+    "info": ("model.commands:info", "say what a data set is, or a run and how far it is"),
     "bench read": ("storage.commands:bench_read", "measure reading a data set against its limit"),
+    "bench write": ("storage.commands:bench_write", "measure writing against the disk's limit"),
+    "bench feed": ("model.commands:bench_feed", "see whether a training step is kept busy"),
+    "bench compare": ("storage.commands:bench_compare", "measure other loaders beside ours"),
     "train": ("model.commands:train", "train a network on a data set, or go on training"),
     "sample": ("model.commands:sample", "draw posterior samples for events of a data set"),
     "diagnose": ("model.commands:diagnose", "check posterior samples: P-P plot, widths, verdict"),
@@ -44,6 +47,9 @@ VERBS = {
 
 # The extra that brings what a package needs.
 EXTRAS = {"pipeline": "[pipeline]", "model": "[model]", "storage": ""}
+
+# The parameters of verbs that say where something lies or goes.
+PLACES = ("data", "out", "folder", "run", "results", "scratch")
 
 LARGEST_RECIPE, DEEPEST_RECIPE = 10_000, 32
 _LONG_NUMBER = re.compile(r"[-+]?[0-9a-fA-FxXoO_:.]{100,}")
@@ -121,6 +127,12 @@ def _parse(verb: str, function: Callable[..., int], words: list[str]) -> Callabl
         parser.add_class_arguments(config)
     parser.add_function_arguments(function, skip={*positional, *switches, "config"})
     values = _read(parser, words)
+    for name in PLACES:
+        if name in types and values[name] == "" != parser.get_default(name):
+            raise InputError(
+                f"{name}: is empty, as an unset variable of the shell is; give a path or a URL "
+                "(`.` is the folder where you are)"
+            )
     keywords = {
         item.name: values[item.name]
         for item in parameters
@@ -204,6 +216,14 @@ def _refuse_unusable_file(recipe: str) -> None:
     except ValueError:
         raise InputError(f"config: {recipe!r} is no name of a file; give a YAML file") from None
     _refuse_unusable(content, recipe)
+    try:
+        document = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError):  # the parser of the command line says what is wrong
+        return
+    if isinstance(document, dict) and "config" in document:  # which nobody would have measured
+        raise InputError(
+            f"config: {recipe} names another recipe; give each of them with a --config of its own"
+        )
 
 
 def _refuse_unusable(content: str, source: str) -> None:
@@ -278,6 +298,22 @@ def _explain(message: str, keys: Sequence[str]) -> str:
         close = difflib.get_close_matches(key, keys, n=1)
         hint = f"did you mean {close[0]}?" if close else "--help lists what is"
         return f"{key!r} is no known key; {hint}"
+    number = re.match(
+        r'"(?P<key>[\w.]+)": Does not validate against any of the Union subtypes Subtypes: '
+        r"\[float, NoneType\].*Given value: ?(?P<value>.*)$",
+        message,
+    )
+    if number:
+        return (
+            f"{number['key']}: got {number['value']!r}, a finite number was wanted, such as 0.001; "
+            "give one, or leave it out"
+        )
+    section = re.match(r'"(?P<key>[\w.]+)": Importing (?P<value>\S+) is not allowed', message)
+    if section:
+        return (
+            f"{section['key']}: got {section['value']}, it is a section of keys and values; write "
+            "them below it, or leave it out"
+        )
     if message.startswith("Unexpected config:"):
         return "config: the recipe holds no keys and values; give a YAML file such as `events: 10`"
     return message

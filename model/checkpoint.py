@@ -1,38 +1,61 @@
-"""A run's folder: configuration, checkpoint, history of the loss.
+"""Checkpoints of a run: weights, optimiser, and where it stands; tensors and plain values only.
 
-    RUN/config.yaml      the resolved configuration
-    RUN/checkpoint.pt    weights, optimiser, and where the run stands: tensors and plain values only
-    RUN/history.csv      one line every few steps
-
-The checkpoint is written whole or not at all, and everything random in a run is a function of
-(seed, step): so it needs no state of a random number generator.
+They are written whole or not at all. Everything random in a run is a function of (seed, step), the
+learning rate is one of the stream's state, and nothing is scaled: so besides weights and optimiser
+they need no state but that of the stream.
 """
 
-import csv
 import io
 import math
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
 from torch import Tensor
 
 from model.config import TrainConfig
 from model.estimator import DataFacts, Estimator
 from model.parameters import ParameterMap
+from model.recipe import config_from_dict, config_to_dict
 from storage.errors import DamagedDataError, InputError
 from storage.files import write_atomically
 
-# A recipe names values, never code: jsonargparse would import what `class_path` names.
-set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=["model"])
-
-FORMAT_VERSION = 1
-CONFIG, CHECKPOINT, HISTORY = "config.yaml", "checkpoint.pt", "history.csv"
+FORMAT_VERSION = 2
+CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
+Which = Literal["best", "newest"]
+FILES: dict[Which, str] = {"best": BEST, "newest": CHECKPOINT}
+COPIED = ("data_digest", "step", "stream", "network", "optimiser")  # as they are
 DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a run has come to, over all its calls.
+
+    Attributes:
+        train_loss: Of the last step, in nats; NaN before it.
+        validation_loss: The last, in nats; NaN before it.
+        best_validation_loss: The lowest, in nats; infinite before it.
+        best_step: Steps done when it was found.
+        seconds: Wall time [s].
+        waited: Of it, waiting for data [s].
+        events: Training events, counted each time.
+        skipped: Numbers of the damaged events that were left out.
+        audit: Of the epoch under way, or over: epoch, events and sums of `storage.audit.Audit`.
+    """
+
+    train_loss: float = math.nan
+    validation_loss: float = math.nan
+    best_validation_loss: float = math.inf
+    best_step: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    events: int = 0
+    skipped: tuple[int, ...] = ()
+    audit: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,6 +71,7 @@ class Checkpoint:
         stream: State of the loader.
         network: Weights.
         optimiser: State of the optimiser.
+        tally: What it has come to.
     """
 
     config: TrainConfig
@@ -55,41 +79,68 @@ class Checkpoint:
     theta: ParameterMap
     data_digest: str
     step: int
-    stream: dict[str, int]
+    stream: dict[str, Any]
     network: dict[str, Tensor]
     optimiser: dict[str, Any]
+    tally: Tally
 
 
-def save(run: Path, checkpoint: Checkpoint) -> None:
-    """Replace the run's checkpoint."""
+def save(run: Path, checkpoint: Checkpoint, which: Which = "newest") -> None:
+    """Replace the run's newest checkpoint, or its best."""
     content = {
         "format_version": FORMAT_VERSION,
-        "config": config_to_dict(checkpoint.config),
-        "facts": asdict(checkpoint.facts),
-        "theta": checkpoint.theta.to_dict(),
-        **{
-            name: getattr(checkpoint, name)
-            for name in ("data_digest", "step", "stream", "network", "optimiser")
-        },
+        **to_plain(checkpoint.config, checkpoint.facts, checkpoint.theta),
+        "tally": asdict(checkpoint.tally),
+        **{name: getattr(checkpoint, name) for name in COPIED},
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomically(run / CHECKPOINT, buffer.getvalue())
+    write_atomically(run / FILES[which], buffer.getvalue())
 
 
-def restore(run: str | Path, device: str = "cpu") -> Checkpoint:
-    """Read the run's checkpoint.
+def checkpoint_path(run: str | Path, which: Which = "best") -> Path:
+    """The file of a checkpoint; that of the newest where no epoch is over and so none is best."""
+    best = Path(run) / BEST
+    return best if which == "best" and best.is_file() else Path(run) / CHECKPOINT
+
+
+def restore(run: str | Path, device: str = "cpu", which: Which = "newest") -> Checkpoint:
+    """Read a checkpoint of a run.
+
+    Args:
+        run: The run's folder.
+        device: Where tensors go.
+        which: `newest`: where the run goes on; `best`: see `checkpoint_path`.
 
     Raises:
         InputError: There is none, or it is of another format version.
         DamagedDataError: It cannot be read.
     """
-    path = Path(run) / CHECKPOINT
+    path = checkpoint_path(run, which)
     if not path.is_file():
         raise InputError(
             f"{run}: no trained run there (no {CHECKPOINT}); give a folder that "
             "`strainflow train` made"
         )
+    content = read_archive(path, device)
+    if content.pop("format_version", None) != FORMAT_VERSION:
+        raise InputError(f"{path}: is of another format version; use the strainflow that wrote it")
+    config, facts, theta = from_plain(content)
+    return Checkpoint(
+        config=config,
+        facts=facts,
+        theta=theta,
+        tally=Tally(**content["tally"]),
+        **{name: content[name] for name in COPIED},
+    )
+
+
+def read_archive(path: Path, device: str) -> dict[str, Any]:
+    """Read a file of tensors and plain values.
+
+    Raises:
+        DamagedDataError: It cannot be read.
+    """
     try:
         _refuse_altered_bytes(path)
         content = torch.load(path, map_location=device, weights_only=True)
@@ -98,54 +149,26 @@ def restore(run: str | Path, device: str = "cpu") -> Checkpoint:
             f"{path}: cannot be read, the file is damaged ({type(error).__name__}); delete the "
             "folder and train again"
         ) from None
-    if not isinstance(content, dict) or content.pop("format_version", None) != FORMAT_VERSION:
-        raise InputError(f"{path}: is of another format version; use the strainflow that wrote it")
-    facts = content.pop("facts")
-    facts["detectors"] = tuple(facts["detectors"])
-    return Checkpoint(
-        config=config_from_dict(content.pop("config")),
-        facts=DataFacts(**facts),
-        theta=ParameterMap.from_dict(content.pop("theta")),
-        **content,
+    return content if isinstance(content, dict) else {}
+
+
+def to_plain(config: TrainConfig, facts: DataFacts, theta: ParameterMap) -> dict[str, Any]:
+    """Plain values of what an estimator is made of."""
+    return {
+        "config": config_to_dict(config),
+        "facts": asdict(facts),
+        "theta": theta.to_dict(),
+    }
+
+
+def from_plain(content: Mapping[str, Any]) -> tuple[TrainConfig, DataFacts, ParameterMap]:
+    """Read them back; the inverse of `to_plain`."""
+    facts = DataFacts(**{**content["facts"], "detectors": tuple(content["facts"]["detectors"])})
+    return (
+        config_from_dict(content["config"]),
+        facts,
+        ParameterMap.from_dict(content["theta"]),
     )
-
-
-def restore_if_there(
-    config: TrainConfig, data: str | Path, run: Path, data_digest: str
-) -> Checkpoint | None:
-    """The checkpoint to go on from, None for a new run.
-
-    Args:
-        config: What the run has to be configured as.
-        data: The data set, for messages.
-        run: The run's folder.
-        data_digest: Of the data set's metadata.
-
-    Raises:
-        InputError: The folder holds a run of another configuration or data set, or something else.
-        DamagedDataError: The checkpoint cannot be read.
-    """
-    if not (run / CHECKPOINT).exists():
-        if run.is_file():
-            raise InputError(f"{run}: is a file; give the name of a folder to create")
-        _refuse_foreign_folder(config, run)
-        return None
-    checkpoint = restore(run)
-    if _what_decides(checkpoint.config) != _what_decides(config):
-        raise InputError(
-            f"{run}: holds a run of another configuration; give another --out, or "
-            f"--config {run / CONFIG}"
-        )
-    if checkpoint.data_digest != data_digest:
-        raise InputError(
-            f"{run}: was trained on another data set than {data}; give that one, or another --out"
-        )
-    return checkpoint
-
-
-def _what_decides(config: TrainConfig) -> TrainConfig:
-    """The configuration without what changes nothing but the speed."""
-    return replace(config, threads=1, checkpoint_minutes=1.0, device="auto")
 
 
 def _refuse_altered_bytes(path: Path) -> None:
@@ -155,18 +178,20 @@ def _refuse_altered_bytes(path: Path) -> None:
             raise zipfile.BadZipFile(name)
 
 
-def load(run: str | Path, device: str = "auto") -> Estimator:
+def load(run: str | Path, device: str = "auto", which: Which = "best") -> Estimator:
     """Load a trained estimator.
 
     Args:
         run: The run's folder.
         device: auto: a GPU where there is one.
+        which: `best`: that of the epoch with the lowest validation loss, where one is over;
+            `newest`: where the run stands.
 
     Raises:
         InputError: There is no trained run.
         DamagedDataError: Its checkpoint cannot be read.
     """
-    checkpoint = restore(run)
+    checkpoint = restore(run, which=which)
     estimator = Estimator(checkpoint.config, checkpoint.facts, checkpoint.theta)
     estimator.load_state_dict(checkpoint.network)
     return estimator.to(choose_device(device)).eval()
@@ -188,81 +213,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device(("cuda" if available else "cpu") if name == "auto" else name)
 
 
-class History:
-    """The loss over the steps, one line in a CSV file for each entry.
-
-    Entries of steps that the checkpoint does not know (the run died after them) are dropped.
-    """
-
-    FIELDS = ("step", "epoch", "train_loss", "validation_loss", "learning_rate",
-              "events_per_second", "data_wait")  # fmt: skip
-
-    def __init__(self, run: Path, step: int) -> None:
-        self._path = run / HISTORY
-        self.rows = [row for row in read_history(run) if int(row["step"]) <= step]
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomically(self._path, text.getvalue().encode())
-
-    def add(self, **values: float | str) -> None:
-        """Append an entry."""
-        row = {name: str(values.get(name, "")) for name in self.FIELDS}
-        self.rows.append(row)
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self.FIELDS, lineterminator="\n").writerow(row)
-
-    def last(self, name: str) -> float:
-        """The last entry of a column that has one; NaN where there is none."""
-        values = [row[name] for row in self.rows if row[name]]
-        return float(values[-1]) if values else math.nan
-
-
-def read_history(run: Path) -> list[dict[str, str]]:
-    """Read the history of a run; empty where there is none."""
-    path = run / HISTORY
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def config_to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Plain values of a configuration."""
-    document = asdict(config)
-    document["parameters"] = list(config.parameters)
-    document["embedding"]["channels"] = list(config.embedding.channels)
-    document["embedding"]["patch"] = list(config.embedding.patch)
-    return document
-
-
-def config_from_dict(document: dict[str, Any]) -> TrainConfig:
-    """Read a configuration back; the inverse of `config_to_dict`."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", type=TrainConfig)
-    return parser.instantiate(parser.parse_object({"config": document})).config  # type: ignore[no-any-return]
-
-
-def config_to_bytes(config: TrainConfig) -> bytes:
-    """The content of a run's configuration file."""
-    return yaml.safe_dump(config_to_dict(config), sort_keys=False).encode()
-
-
-def write_config(run: Path, config: TrainConfig) -> None:
-    """Write the resolved configuration beside the weights."""
-    write_atomically(run / CONFIG, config_to_bytes(config))
-
-
-def _refuse_foreign_folder(config: TrainConfig, run: Path) -> None:
-    """Accept what a run of this configuration that died before its first checkpoint left."""
-    ours = {CONFIG, HISTORY}
-    partial = {f"{name}.partial" for name in (*ours, CHECKPOINT)}
-    entries = {path.name for path in run.iterdir()} if run.is_dir() else set()
-    if foreign := sorted(entries - ours - partial):
-        raise InputError(f"{run}: is no run but holds {foreign[0]}; give a new or an empty folder")
-    path = run / CONFIG
-    if path.exists() and path.read_bytes() != config_to_bytes(config):
-        raise InputError(
-            f"{run}: holds the {CONFIG} of something else; give a new or an empty folder"
-        )
+def known(loss: float) -> float | None:
+    """A loss; None where there was none yet."""
+    return loss if math.isfinite(loss) else None

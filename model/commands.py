@@ -2,13 +2,20 @@
 
 import json as json_format
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Literal
 
-from model.config import TrainConfig
+from model.config import CONFIG, TrainConfig
+from storage.bench.feed import BUSY, FeedBenchConfig
+
+RUN_ME_AGAIN = 85  # what HTCondor's manual takes for `checkpoint_exit_code`
 
 
 def train(*, config: TrainConfig, data: str, out: str, json: bool = False) -> int:
     """Train a network on a data set, or go on where a run stopped.
+
+    Exit code 85 says that `--minutes` are over, the state is saved, and it wants to be run again.
 
     Args:
         config: The run.
@@ -19,23 +26,45 @@ def train(*, config: TrainConfig, data: str, out: str, json: bool = False) -> in
     from model.train import train as train_network
 
     report = train_network(config, data, out)
+    reason = f"signal {report.signal}" if report.signal else f"--minutes {config.minutes}"
     if json:
         print(json_format.dumps(asdict(report)))
-    elif report.signal:
+    elif not report.finished:
         print(
-            f"{report.run}: stopped by signal {report.signal} after step {report.steps} of "
+            f"{report.run}: stopped by {reason} after step {report.steps} of "
             f"{report.total_steps}, the state is saved; run the same command again to go on",
             file=sys.stderr,
         )
     else:
         speed = f"{report.events / report.seconds:.0f} events/s, " if report.events else ""
+        skipped = f"; {report.skipped:,} damaged events left out" if report.skipped else ""
         print(
             f"{report.run}: trained, {report.total_steps} steps ({speed}validation loss "
             f"{report.validation_loss:.3f} nats), embedding of "
             f"{report.embedding_parameters:,} parameters, on {report.device}; "
-            f"loss curve in {report.picture}"
+            f"loss curve in {report.picture}{skipped}"
         )
-    return 128 + report.signal if report.signal else 0
+    if report.signal:
+        return 128 + report.signal
+    return RUN_ME_AGAIN if report.time_is_up else 0
+
+
+def info(data: str, /, *, json: bool = False) -> int:
+    """Say what a data set or a run is, and how far.
+
+    Args:
+        data: Folder of the data set, or of the run.
+        json: Print it as JSON.
+    """
+    if not (Path(data) / CONFIG).is_file():
+        from storage.commands import info as info_of_data
+
+        return info_of_data(data, json=json)
+    from model.info import describe, summary
+
+    facts = describe(data)
+    print(json_format.dumps(asdict(facts)) if json else summary(facts))
+    return 0
 
 
 def sample(
@@ -47,6 +76,7 @@ def sample(
     samples: int = 10000,
     seed: int = 0,
     device: str = "auto",
+    checkpoint: Literal["best", "newest"] = "best",
     json: bool = False,
 ) -> int:
     """Draw posterior samples for events of a data set, one bilby result file an event.
@@ -59,11 +89,14 @@ def sample(
         samples: Posterior samples an event.
         seed: Of the samples, and of the noise where the data set holds none.
         device: auto, cpu or cuda.
+        checkpoint: best: of the epoch with the lowest validation loss; newest: of the last step.
         json: Print the report as JSON.
     """
     from model.sample import SampleConfig, sample_dataset
 
-    config = SampleConfig(events=events, samples=samples, seed=seed, device=device)
+    config = SampleConfig(
+        events=events, samples=samples, seed=seed, device=device, checkpoint=checkpoint
+    )
     report = sample_dataset(config, run, data, out)
     if json:
         print(json_format.dumps(asdict(report)))
@@ -95,3 +128,35 @@ def diagnose(
     diagnosis = check(results, out, level, corners)
     print(json_format.dumps(asdict(diagnosis)) if json else summary(diagnosis))
     return 0 if diagnosis.calibrated else 1
+
+
+def bench_feed(
+    data: str,
+    /,
+    *,
+    config: FeedBenchConfig,
+    run: str = "",
+    out: str = "bench",
+    json: bool = False,
+) -> int:
+    """Feed a training step of known length, or a real one, and see whether it is kept busy.
+
+    Args:
+        data: The data set.
+        config: What to measure.
+        run: Folder of a run whose training step is fed, with its batch size; one that waits if not.
+        out: Folder for the figures.
+        json: Print the result as JSON.
+    """
+    from storage.bench import feed
+    from storage.bench.report import publish
+
+    if run:
+        from model.feed import step_of_run
+
+        with step_of_run(run, data) as (batch_size, step):
+            result = feed.bench_feed(replace(config, batch_size=batch_size), data, step)
+    else:
+        result = feed.bench_feed(config, data)
+    publish(result, feed.summary(result), {}, "", out, "feed", json)
+    return 0 if result.utilisation >= BUSY else 1

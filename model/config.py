@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from storage.errors import InputError
+from storage.stream_config import StreamConfig
 
+CONFIG = "config.yaml"  # in a run's folder
 MOST_BINS = 500  # nflows keeps each bin above a thousandth of the whole
 
 
@@ -13,26 +15,38 @@ class EmbeddingConfig:
     """The front end, which turns strain into the condition c.
 
     Args:
-        kind: Which front end; folded-resnet: a ResNet over each series folded to a square image.
-        patch: Rows and columns of the image that the first convolution joins.
-        channels: Of each stage; each but the first halves the image's sides.
+        kind: Which front end. folded-resnet: a ResNet over each series folded to a square image;
+            resnet-1d: over the series; spectrogram: over short-time spectra of several lengths.
+        patch: Of folded-resnet: rows and columns of the image that the first convolution joins.
+        stride: Of resnet-1d: step of the first convolution [samples], which sees twice as much.
+        windows: Of spectrogram: lengths of the spectra [samples], each a multiple of the first.
+        channels: Of each stage; each but the first halves the image's sides, or takes every
+            fourth of a series.
         blocks: Residual blocks a stage.
         condition: Length of c.
     """
 
     kind: str = "folded-resnet"
     patch: tuple[int, int] = (4, 16)
+    stride: int = 16
+    windows: tuple[int, ...] = (256, 1024)
     channels: tuple[int, ...] = (24, 48, 96, 192)
     blocks: int = 1
     condition: int = 128
 
     def __post_init__(self) -> None:
-        _require_at_least_one("embedding", self, "blocks", "condition")
+        _require_at_least_one("embedding", self, "stride", "blocks", "condition")
         if min(self.patch) < 1:
             raise InputError(f"embedding.patch: got {list(self.patch)}, at least 1 is needed")
         if not self.channels or min(self.channels) < 8 or any(n % 8 for n in self.channels):
             raise InputError(
                 f"embedding.channels: got {list(self.channels)}, multiples of 8 are needed"
+            )
+        first = self.windows[0] if self.windows else 0
+        if first < 8 or first % 4 or any(n < first or n % first for n in self.windows):
+            raise InputError(
+                f"embedding.windows: got {list(self.windows)}, multiples of the first are needed, "
+                "and that a multiple of 4, at least 8"
             )
 
 
@@ -67,24 +81,50 @@ class OptimiserConfig:
     Args:
         learning_rate: At its peak.
         weight_decay: Of AdamW.
-        warmup: Share of all steps over which the rate rises.
+        warmup: Share of the run over which the rate rises.
         largest_gradient: Norm to which gradients are cut.
+        largest_loss: Of a batch, in nats; above it the run has diverged and ends.
     """
 
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     warmup: float = 0.05
     largest_gradient: float = 5.0
+    largest_loss: float = 1e4
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0 or not self.largest_gradient > 0:
-            raise InputError("optimiser: learning_rate and largest_gradient must be positive")
+        for name in ("learning_rate", "largest_gradient", "largest_loss"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"optimiser.{name}: got {getattr(self, name):g}, must be positive")
         if self.weight_decay < 0:
             raise InputError(
                 f"optimiser.weight_decay: got {self.weight_decay:g}, must not be negative"
             )
         if not 0 <= self.warmup < 1:
             raise InputError(f"optimiser.warmup: got {self.warmup:g}, must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    """What makes a step faster. None of it changes what is learnt by more than rounding.
+
+    Each may be left to the device (null): then it is on where it is known to pay and to be safe.
+
+    Args:
+        precision: fp32; tf32: products of a GPU keep 10 bits, sums are single; bf16: the embedding
+            keeps 7 bits in between, the flow stays as in tf32. By default tf32 on a GPU that has
+            it, or else fp32.
+        channels_last: Whether images lie in memory with the channels together; by default where a
+            GPU multiplies in tf32 or bf16.
+        fused: Whether all weights are updated in one go; by default yes.
+        compile: Whether the embedding is compiled, which takes a minute at the start and, on a CPU,
+            a C++ compiler; by default no.
+    """
+
+    precision: Literal["fp32", "tf32", "bf16"] | None = None
+    channels_last: bool | None = None
+    fused: bool | None = None
+    compile: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +138,15 @@ class TrainConfig:
         optimiser: How the weights are learnt.
         epochs: Passes over the training events.
         batch_size: Events a step.
-        validation: Share of the events, at the data set's end, that is kept for validation.
+        validation: Share of the events, at the data set's beginning, that is kept for validation.
         seed: Of the weights, the order of events and the noise.
         device: auto: a GPU where there is one.
-        threads: Threads that read the data.
+        speed: What makes a step faster.
+        stream: How the data are read.
         checkpoint_minutes: How often the state is saved.
+        minutes: After which a call ends, with the state saved and exit code 85: to be called again;
+            by default there is no limit.
+        tensorboard: Whether to write for TensorBoard, into RUN/tensorboard.
     """
 
     parameters: tuple[str, ...] = ()
@@ -114,13 +158,18 @@ class TrainConfig:
     validation: float = 0.05
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = 2
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
     checkpoint_minutes: float = 10.0
+    minutes: float | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        _require_at_least_one("", self, "epochs", "batch_size", "threads")
+        _require_at_least_one("", self, "epochs", "batch_size")
         if not 0 < self.validation < 1:
             raise InputError(f"validation: got {self.validation:g}, must lie in (0, 1)")
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"minutes: got {self.minutes:g}, must be positive")
 
 
 def _require_at_least_one(section: str, config: object, *names: str) -> None:

@@ -78,13 +78,19 @@ class Estimator(nn.Module):
         config: Of the networks.
         facts: Of the data.
         theta: Between theta and the flow's space.
+
+    Attributes:
+        half_embedding: Whether the loss takes the embedding in bfloat16 (`model.speed`).
     """
 
     def __init__(self, config: TrainConfig, facts: DataFacts, theta: ParameterMap) -> None:
         super().__init__()
         self.facts, self.theta = facts, theta
         self.embedding = make_embedding(len(facts.detectors), facts.samples, config.embedding)
-        self.flow = ConditionalFlow(len(theta.names), config.embedding.condition, config.flow)
+        self.flow = ConditionalFlow(
+            len(theta.names), config.embedding.condition, config.flow, theta.periodic
+        )
+        self.half_embedding = False
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +109,9 @@ class Estimator(nn.Module):
             theta: The true parameters, double, in the order of `theta.names`.
         """
         values, _ = self.theta.to_flow(theta)
-        return -self.flow.log_prob(values.float(), self.embedding(strain))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_embedding):
+            condition = self.embedding(strain)
+        return -self.flow.log_prob(values.float(), condition.float())
 
     @torch.no_grad()
     def log_prob(
@@ -162,7 +170,7 @@ class Estimator(nn.Module):
         self, condition: Float[Tensor, "condition"], n: int, seed: int
     ) -> tuple[Float[Tensor, "sample parameter"], Float[Tensor, "sample"]]:
         generator = torch.Generator(self.device).manual_seed(seed)
-        base = torch.randn((n, self.flow.features), generator=generator, device=self.device)
+        base = self.flow.draw_base(n, generator)
         parts = [
             self.flow.from_base(part, condition.expand(len(part), -1))
             for part in base.split(ROWS_AT_ONCE)

@@ -1,24 +1,164 @@
-"""theta and the space in which the flow works: unbounded, zero mean, unit variance.
+"""theta and the space in which the flow works, in which the prior is as simple as can be.
 
-A bounded parameter is mapped to (0, 1) and then by the normal quantile function to the real line.
-So no posterior has mass outside the prior's support, and a uniform prior is a standard normal: an
-untrained flow returns the prior. All in double precision: a GPS time in single is good to a minute.
+A parameter is mapped by the cumulative distribution of its prior to (0, 1). From there an angle
+goes on to a circle, on which nothing marks the seam of its range, any other by the normal quantile
+function to the real line. So no posterior has mass outside the prior's support, a posterior may lie
+across the seam, and an untrained flow returns the prior. All in double precision: a GPS time in
+single is good to a minute.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from model.prior import Prior, TruncatedGaussian, Uniform, read_prior
 from storage.errors import InputError
 from storage.schema import Parameter
 
 # Keeps a value that lies on its bound at a finite place, 6.2 standard deviations out.
 MARGIN = 2.0**-32
+# Keeps a sample off a bound where the prior's density vanishes: 1 minus this is the next number.
+ROUNDING = 2.0**-53
+# From a bound that is the only one, below which a logarithm would not stay finite.
+SHORTEST = 1e-300
+# An angle whose prior spans its period has no ends [rad]; rounded ends in a recipe are forgiven.
+PERIODS = {"phase": 2 * math.pi, "ra": 2 * math.pi, "phi_12": 2 * math.pi, "phi_jl": 2 * math.pi,
+           "psi": math.pi}  # fmt: skip
+PERIOD_TOLERANCE = 1e-5
+# From here on the events are a selection of the prior (a window of SNRs, bounds on masses), not
+# just a sample of it [sampling errors].
+SELECTED = 5.0
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """One parameter's way to the flow's space and back.
+
+    Attributes:
+        name: Of the parameter.
+        minimum: Lower bound, -inf for none.
+        maximum: Upper bound, inf for none.
+        prior: Its text where the prior's quantiles are known, or else empty.
+        periodic: Whether its values lie on a circle, from -1 to 1 in the flow's space.
+        mean: Subtracted from what the prior's quantiles make a standard normal, if they are known.
+        std: By which it is divided.
+    """
+
+    name: str
+    minimum: float
+    maximum: float
+    prior: str = ""
+    periodic: bool = False
+    mean: float = 0.0
+    std: float = 1.0
+
+    @classmethod
+    def fit(cls, parameter: Parameter, values: Float64[Tensor, "event"]) -> Self:
+        """Learn from the prior, and from training events what it does not say.
+
+        Raises:
+            InputError: The training events all have the same value.
+        """
+        if not values.max() > values.min():
+            raise InputError(
+                f"parameters: {parameter.name} has one value in all {len(values)} training "
+                "events; simulate more events, or leave it out"
+            )
+        minimum = -math.inf if parameter.minimum is None else parameter.minimum
+        maximum = math.inf if parameter.maximum is None else parameter.maximum
+        period = PERIODS.get(parameter.name, math.nan)
+        periodic = abs(maximum - minimum - period) < PERIOD_TOLERANCE * period
+        known = read_prior(parameter.prior, minimum, maximum)
+        plain = cls(parameter.name, minimum, maximum, parameter.prior if known else "", periodic)
+        if isinstance(known, TruncatedGaussian) and math.isinf(minimum) and math.isinf(maximum):
+            plain = replace(plain, mean=known.mu, std=known.sigma)
+        unscaled, _ = plain.to_flow(values)
+        mean, std = unscaled.mean().item(), unscaled.std(correction=0).item()
+        errors = max(abs(mean), abs(std**2 - 1) / math.sqrt(2)) * math.sqrt(len(values))
+        if periodic or (known and errors < SELECTED):
+            return plain
+        return replace(plain, mean=plain.mean + plain.std * mean, std=plain.std * std)
+
+    def to_flow(
+        self, theta: Float64[Tensor, "*n"]
+    ) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+        """Map values of the parameter to the flow's space.
+
+        Returns:
+            The values there, and the log of the map's slope; -inf outside the bounds.
+        """
+        inside = (theta >= self.minimum) & (theta <= self.maximum)
+        theta = theta.clamp(self.minimum, self.maximum)
+        if self._distribution is None:
+            value, slope = self._from_line(theta)
+        else:
+            share = self._distribution.cumulative(theta)
+            slope = self._distribution.log_density(theta)
+            if self.periodic:
+                value, slope = 2 * share - 1, slope + math.log(2)
+            else:
+                value = torch.special.ndtri(share.clamp(MARGIN, 1 - MARGIN))
+                slope = slope - _log_normal(value)
+        slope = torch.where(inside, slope - math.log(self.std), -math.inf)
+        return (value - self.mean) / self.std, slope
+
+    def from_flow(
+        self, value: Float64[Tensor, "*n"]
+    ) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+        """Map values of the flow's space to the parameter.
+
+        Returns:
+            The values of the parameter, and the log of the slope of `to_flow` there.
+        """
+        value = value * self.std + self.mean
+        if self._distribution is None:
+            theta, slope = self._to_line(value)
+        else:
+            share = (value + 1) / 2 if self.periodic else torch.special.ndtr(value)
+            theta = self._distribution.quantile(share.clamp(ROUNDING, 1 - ROUNDING))
+            theta = theta.clamp(self.minimum, self.maximum)  # rounding can carry it beyond
+            slope = self._distribution.log_density(theta)
+            slope = slope + math.log(2) if self.periodic else slope - _log_normal(value)
+        return theta, slope - math.log(self.std)
+
+    @cached_property
+    def _distribution(self) -> Prior | None:
+        """On the interval: the prior, or a uniform one for want of it; None for what is linear."""
+        if math.isinf(self.minimum) and math.isinf(self.maximum):
+            return None
+        known = read_prior(self.prior, self.minimum, self.maximum) if self.prior else None
+        if known is None and math.isfinite(self.maximum - self.minimum):
+            return Uniform(self.minimum, self.maximum)
+        return known
+
+    def _from_line(
+        self, theta: Float64[Tensor, "*n"]
+    ) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+        """The log of the distance from the only bound, with its sign; theta where there is none."""
+        if math.isfinite(self.minimum):
+            value = (theta - self.minimum).clamp(min=SHORTEST).log()
+            return value, -value
+        if math.isfinite(self.maximum):
+            value = -(self.maximum - theta).clamp(min=SHORTEST).log()
+            return value, value
+        return theta, torch.zeros_like(theta)
+
+    def _to_line(
+        self, value: Float64[Tensor, "*n"]
+    ) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+        """The inverse of `_from_line`, with the slope of that."""
+        finite = value.clamp(math.log(SHORTEST), -math.log(SHORTEST))
+        if math.isfinite(self.minimum):
+            return self.minimum + finite.exp(), -finite
+        if math.isfinite(self.maximum):
+            return self.maximum - (-finite).exp(), finite
+        return value, torch.zeros_like(value)
 
 
 @dataclass(frozen=True)
@@ -26,18 +166,10 @@ class ParameterMap:
     """The map between theta and the flow's space.
 
     Attributes:
-        names: The inferred parameters.
-        minimum: Lower bounds, -inf for none.
-        maximum: Upper bounds, inf for none.
-        mean: Of the unbounded values over the training events.
-        std: Likewise.
+        coordinates: One for each inferred parameter.
     """
 
-    names: tuple[str, ...]
-    minimum: tuple[float, ...]
-    maximum: tuple[float, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    coordinates: tuple[Coordinate, ...]
 
     @classmethod
     def fit(
@@ -46,7 +178,7 @@ class ParameterMap:
         names: Sequence[str],
         values: Float[Tensor, "event parameter"],
     ) -> Self:
-        """Learn mean and variance from training events.
+        """Learn the map from the priors, and from training events what those do not say.
 
         Args:
             parameters: All columns of the data set.
@@ -54,8 +186,8 @@ class ParameterMap:
             values: The data set's table.
 
         Raises:
-            InputError: A name is not known or fixed, fewer than two are left, a prior has a bound
-                on one side only, or the training events all have the same value.
+            InputError: A name is not known or fixed, fewer than two are left, or the training
+                events all have the same value.
         """
         known = {parameter.name: column for column, parameter in enumerate(parameters)}
         chosen = tuple(names) or tuple(item.name for item in parameters if not item.fixed)
@@ -68,79 +200,57 @@ class ParameterMap:
             raise InputError(
                 f"parameters: {', '.join(chosen) or 'none'}: the coupling flow needs at least two"
             )
-        ends = [parameters[known[name]] for name in chosen]
-        for item in ends:
-            if (item.minimum is None) != (item.maximum is None):
-                raise InputError(
-                    f"parameters: the prior of {item.name} ({item.prior}) has a bound on one side "
-                    "only; give it none or two"
-                )
-        minimum = tuple(-math.inf if item.minimum is None else item.minimum for item in ends)
-        maximum = tuple(math.inf if item.maximum is None else item.maximum for item in ends)
-        unit = (0.0,) * len(chosen), (1.0,) * len(chosen)
-        unscaled = cls(chosen, minimum, maximum, *unit)
-        unbounded = unscaled.to_flow(values.double()[:, [known[name] for name in chosen]])[0]
-        mean, std = unbounded.mean(0).tolist(), unbounded.std(0, correction=0).tolist()
-        for name, spread in zip(chosen, std, strict=True):
-            if not spread > 0:
-                raise InputError(
-                    f"parameters: {name} has one value in all {len(values)} training events; "
-                    "simulate more events, or leave it out"
-                )
-        return cls(chosen, minimum, maximum, tuple(mean), tuple(std))
+        columns = [known[name] for name in chosen]
+        return cls(tuple(Coordinate.fit(parameters[k], values[:, k].double()) for k in columns))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The inferred parameters."""
+        return tuple(item.name for item in self.coordinates)
+
+    @property
+    def periodic(self) -> tuple[bool, ...]:
+        """Which of them lie on a circle, from -1 to 1 in the flow's space."""
+        return tuple(item.periodic for item in self.coordinates)
 
     def to_flow(
-        self, theta: Float[Tensor, "*n parameter"]
-    ) -> tuple[Float[Tensor, "*n parameter"], Float[Tensor, "*n"]]:
+        self, theta: Float64[Tensor, "*n parameter"]
+    ) -> tuple[Float64[Tensor, "*n parameter"], Float64[Tensor, "*n"]]:
         """Map theta (double) to the flow's space.
 
         Returns:
             The values, and the log of the map's Jacobian determinant; -inf outside the bounds.
         """
-        minimum, maximum, mean, std = self._constants(theta)
-        width = maximum - minimum
-        bounded = torch.isfinite(width)
-        share = torch.where(bounded, (theta - minimum) / width, 0.5)
-        inside = ((share >= 0) & (share <= 1)).all(-1)
-        probit = torch.special.ndtri(share.clamp(MARGIN, 1 - MARGIN))
-        unbounded = torch.where(bounded, probit, theta)
-        slope = torch.where(bounded, -_log_normal(probit) - torch.log(width), 0.0)
-        jacobian = (slope - torch.log(std)).sum(-1)
-        return (unbounded - mean) / std, torch.where(inside, jacobian, -math.inf)
+        return self._each(Coordinate.to_flow, theta)
 
     def from_flow(
-        self, values: Float[Tensor, "*n parameter"]
-    ) -> tuple[Float[Tensor, "*n parameter"], Float[Tensor, "*n"]]:
+        self, values: Float64[Tensor, "*n parameter"]
+    ) -> tuple[Float64[Tensor, "*n parameter"], Float64[Tensor, "*n"]]:
         """Map values (double) of the flow's space to theta.
 
         Returns:
             Theta, and the log of the Jacobian determinant of `to_flow` there.
         """
-        minimum, maximum, mean, std = self._constants(values)
-        width = maximum - minimum
-        bounded = torch.isfinite(width)
-        unbounded = values * std + mean
-        inside = torch.where(bounded, minimum + width * torch.special.ndtr(unbounded), unbounded)
-        theta = inside.clamp(minimum, maximum)  # rounding can carry a share of one beyond
-        slope = torch.where(bounded, -_log_normal(unbounded) - torch.log(width), 0.0)
-        return theta, (slope - torch.log(std)).sum(-1)
+        return self._each(Coordinate.from_flow, values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
-        return {name: list(values) for name, values in vars(self).items()}
+        return {"coordinates": [asdict(item) for item in self.coordinates]}
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Self:
         """Read it back; the inverse of `to_dict`."""
-        return cls(**{name: tuple(values) for name, values in document.items()})
+        return cls(tuple(Coordinate(**item) for item in document["coordinates"]))
 
-    def _constants(self, like: Tensor) -> tuple[Tensor, ...]:
-        return tuple(
-            torch.tensor(values, dtype=torch.float64, device=like.device)
-            for values in (self.minimum, self.maximum, self.mean, self.std)
-        )
+    def _each(
+        self, way: Callable[[Coordinate, Tensor], tuple[Tensor, Tensor]], rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Send each column on its way; side by side the columns are a diagonal Jacobian."""
+        columns = [way(*pair) for pair in zip(self.coordinates, rows.unbind(-1), strict=True)]
+        mapped, slopes = zip(*columns, strict=True)
+        return torch.stack(mapped, -1), torch.stack(slopes, -1).sum(-1)
 
 
-def _log_normal(value: Tensor) -> Tensor:
+def _log_normal(value: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
     """Log density of the standard normal distribution."""
     return -0.5 * value**2 - 0.5 * math.log(2 * math.pi)

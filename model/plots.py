@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import corner
@@ -43,16 +43,20 @@ def label(name: str) -> str:
     return LABELS.get(name, name)
 
 
-def plot_loss(rows: Sequence[Mapping[str, str]], path: Path) -> Path:
+def plot_loss(rows: Iterable[Mapping[str, str]], path: Path) -> Path:
     """Draw the loss over the steps.
 
     Args:
-        rows: Entries of a run's history.
+        rows: Of a run's history.
         path: Where to.
     """
+    curves: dict[str, list[tuple[int, float]]] = {"train_loss": [], "validation_loss": []}
+    for row in rows:
+        for name, points in curves.items():
+            if row[name]:
+                points.append((int(row["step"]), float(row[name])))
     figure, axes = _page(7, 4.2)
-    for name, colour, width in (("train_loss", GREY, 0.8), ("validation_loss", BLUE, 2.0)):
-        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+    for (name, points), colour, width in zip(curves.items(), (GREY, BLUE), (0.8, 2.0), strict=True):
         if points:
             steps, losses = zip(*points, strict=True)
             marker = "o" if len(points) < 60 and name == "validation_loss" else None

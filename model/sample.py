@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64, Num
 
-from model.checkpoint import CHECKPOINT, load
+from model.checkpoint import Which, checkpoint_path, load
 from model.estimator import DataFacts, Estimator
 from storage.arrays import Array
 from storage.dataset import dataset_digest, read_optimal_snr, read_schema
@@ -40,12 +40,14 @@ class SampleConfig:
         samples: Posterior samples an event.
         seed: Of the samples, and of the noise where the data set holds none.
         device: auto: a GPU where there is one.
+        checkpoint: best: of the epoch with the lowest validation loss; newest: of the last step.
     """
 
     events: str = ""
     samples: int = 10000
     seed: int = 0
     device: str = "auto"
+    checkpoint: Which = "best"
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -94,12 +96,13 @@ def sample_dataset(
         DamagedDataError: The data set or the checkpoint is damaged.
     """
     folder = Path(out)
-    estimator = load(run, config.device)
+    estimator = load(run, config.device, config.checkpoint)
     schema = read_schema(data)
     _refuse_other_data(estimator, schema, run, data)
     wanted = parse_range(config.events, schema.events)
+    weights = checkpoint_path(run, config.checkpoint)
     provenance = {
-        "checkpoint_sha256": hashlib.sha256((Path(run) / CHECKPOINT).read_bytes()).hexdigest(),
+        "checkpoint_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "data_sha256": dataset_digest(data),
         "seed": config.seed,
         "samples": config.samples,

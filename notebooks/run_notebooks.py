@@ -1,11 +1,12 @@
 """Executes the notebooks and stores what they show, small enough to be committed.
 
-.venv/bin/python notebooks/run_notebooks.py
+.venv/bin/python notebooks/run_notebooks.py [NAME ...]
 """
 
 import base64
 import io
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -75,8 +76,10 @@ def shrink(notebook: nbformat.NotebookNode) -> None:
 
 
 def main() -> None:
-    """Execute every notebook beside this file and write it back."""
+    """Execute the notebooks beside this file that are named, or all, and write them back."""
     for path in sorted(Path(__file__).parent.glob("*.ipynb")):
+        if sys.argv[1:] and path.stem not in sys.argv[1:]:
+            continue
         notebook = nbformat.read(path, as_version=4)
         execute(notebook)
         shrink(notebook)

@@ -19,11 +19,11 @@ from jaxtyping import Complex, Float
 from scipy.signal.windows import tukey
 
 from pipeline.detector import Detector, SkyPosition, time_shift
-from storage.arrays import Array
+from storage.arrays import Array, as_bytes
 from storage.dataset import read_psd, read_schema
 from storage.encodings import Encoding
 from storage.schema import Schema, shard_files
-from storage.shard import ShardReader
+from storage.shard_reader import ShardReader
 from storage.urls import Store, store_of
 
 CLOSED = 1e-5  # of a response tensor's norm; LAL's E1, E2, E3 reach 1.4e-7
@@ -166,14 +166,16 @@ def check_shard(url: str | Path | Store, shard: int, events: int = 4) -> NullStr
         events: How many events to look at.
 
     Returns:
-        None where the network has no null stream, or all signals end in the last 0.2 s of the
-        segment.
+        None where the network has no null stream, all signals end in the last 0.2 s of the
+        segment, or the data set does not say where its detectors, its start and its band are.
 
     Raises:
         DamagedDataError: A file of the shard is missing or damaged.
     """
     store = store_of(url)
     schema = read_schema(store)
+    if not {"detectors", "start_time", "band"} <= schema.provenance.keys():  # of another writer
+        return None
     detectors = [Detector.from_dict(item) for item in schema.provenance["detectors"]]
     places = closed_triangle(detectors, read_psd(store))
     if places is None:
@@ -198,7 +200,7 @@ def check_shard(url: str | Path | Store, shard: int, events: int = 4) -> NullStr
     codes = np.empty(schema.strain_shape, schema.encoding.dtype)
     found: list[tuple[float, int]] = []
     for row in loudest:
-        reader.read_into(int(row), codes)
+        reader.read(int(row), [as_bytes(codes)])
         strain = schema.encoding.decode(codes)
         source = dict(zip(schema.parameter_names, parameters[row], strict=True))
         found.append((_off(strain, places, source, triangle, schema), numbers[int(row)]))

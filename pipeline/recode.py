@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from pipeline.cluster import ClusterConfig
 from pipeline.promise import largest_peak
@@ -21,7 +20,7 @@ from pipeline.run import (
     simulator_of_dataset,
 )
 from pipeline.runlog import ShardReport
-from storage.arrays import Array
+from storage.arrays import as_bytes
 from storage.dataset import create_dataset, read_psd, read_schema
 from storage.encodings import (
     Encoding,
@@ -30,10 +29,10 @@ from storage.encodings import (
     encoding_for,
     encoding_named,
 )
-from storage.errors import DamagedDataError, InputError
-from storage.manifest import HASHES, Manifest, recorded_digest, require_complete
+from storage.errors import InputError
+from storage.manifest import read_table, require_complete
 from storage.schema import GROUP_METADATA, Event, Schema, shard_files
-from storage.shard import MEND, ShardReader
+from storage.shard_reader import ShardReader
 from storage.urls import Store, store_of
 from storage.verify import proved_manifest
 from storage.writer import write_shard
@@ -77,8 +76,10 @@ def recode_dataset(
     source, target = store_of(url), store_of(out)
     schema = read_schema(source)
     require_complete(source, schema)
-    if source.address.rstrip("/") == target.address.rstrip("/"):
-        raise InputError(f"out: {target.url} is the source; give another place")
+    there, place = (f"{store.address.rstrip('/')}/" for store in (source, target))
+    if place.startswith(there):
+        how = "is" if place == there else "lies in"
+        raise InputError(f"out: {target.url} {how} the source; give another place")
     refuse_a_file(target)
     recoded = replace(
         schema, encoding=_encoding_of(config, source, schema), provenance=_provenance_of(schema)
@@ -111,44 +112,36 @@ def stored_events(store: Store, schema: Schema, shard: int) -> Iterator[Event]:
     manifest = proved_manifest(store, store.read(GROUP_METADATA), shard)
     paths = shard_files(shard)
     parameters, snrs = (
-        _proved_table(store, schema, manifest, paths[name])
-        for name in ("parameters", "optimal_snr")
+        read_table(store, schema, manifest, name) for name in ("parameters", "optimal_snr")
     )
     reader = ShardReader(
-        store, paths["strain"], schema.events_per_shard, schema.encoding, manifest.crc32c
+        store,
+        paths["strain"],
+        schema.events_per_shard,
+        schema.encoding,
+        manifest.crc32c,
+        schema.events_of(shard).start,
     )
     codes = np.empty(schema.strain_shape, schema.encoding.dtype)
     # Draws that were thrown away are known for the shard as a whole.
     rejected = Counter(manifest.rejected)
     for row, number in enumerate(schema.events_of(shard)):
-        reader.read_proved(row, codes)
+        reader.read(row, [as_bytes(codes)])
         strain = schema.encoding.decode(codes)
         yield Event(number, strain, parameters[row], snrs[row], rejected)
         rejected = Counter()
     reader.close()
 
 
-def _proved_table(
-    store: Store, schema: Schema, manifest: Manifest, path: str
-) -> Float[Array, "event column"]:
-    """Read a table of a shard.
-
-    Raises:
-        DamagedDataError: It is not as it was written.
-    """
-    (content,) = store.read_each([path])
-    kind, recorded = recorded_digest(manifest.files[path])
-    if content is None or HASHES[kind](content).hexdigest() != recorded:
-        raise DamagedDataError(f"{store.where(path)}: is missing or not as it was written; {MEND}")
-    return np.frombuffer(content, "<f8").reshape(schema.events_per_shard, -1)
-
-
 def _encoding_of(config: RecodeConfig, source: Store, schema: Schema) -> Encoding:
     if config.encoding is not None:
         return certified(encoding_named(config.encoding), config.max_snr_loss)
     loss = default_loss(schema.noisy) if config.max_snr_loss is None else config.max_snr_loss
-    simulator, _ = simulator_of_dataset(source.address)
-    return encoding_for(loss, schema.noisy, largest_peak(simulator))
+    peak = schema.encoding.limit
+    if schema.encoding.type != "int8":  # beyond which an event has no peak, and int8 holds it
+        simulator, _ = simulator_of_dataset(source.address)
+        peak = min(peak, largest_peak(simulator))
+    return encoding_for(loss, schema.noisy, peak, schema.encoding)
 
 
 def _provenance_of(schema: Schema) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pipeline.run import on_workers, simulate_shard
 from pipeline.runlog import RunLog, ShardReport
 from pipeline.verify import MOST_LINES, verify_dataset
 from storage.dataset import is_recorded_psd, read_schema
-from storage.documents import parse_json, sealed_document
-from storage.errors import DamagedDataError, InputError
+from storage.documents import parse_json, sealed_document, sealed_json
+from storage.errors import UNREADABLE, DamagedDataError, InputError
 from storage.examine import Finding
 from storage.manifest import Manifest, manifest_path, parse_manifest, recorded_digest
 from storage.metadata import children_files
@@ -93,6 +93,8 @@ def repair_dataset(url: str | Path | Store, cluster: ClusterConfig, accept: bool
         shards = [*before.damaged_shards, *_unfinished(inventory)]
         if shards:
             _mend(store, cluster, accept, sorted(set(shards)), inventory.schema, report)
+            # Without a manifest nothing told that there should be a copy of the metadata.
+            report.metadata += _restore_metadata(store, take_inventory(store))
         store.remove_partial_files()
         report.remaining = _remaining(store, report)
     return report
@@ -156,9 +158,10 @@ class _Proof:
                 accepted.
         """
         path, made = manifest_path(self.shard), _digests(new)
-        (content,) = self.store.read_each([path])
-        if content is None:  # never finished: there is nothing to hold it against
+        (found,) = self.store.contents([path])
+        if found is None:  # never finished: there is nothing to hold it against
             return new
+        content = found if isinstance(found, bytes) else b""  # what cannot be read records nothing
         # Digests prove the new files even where the rest of the manifest is damaged.
         if all(f'"blake3": "{digest}"'.encode() in content for digest in made.values()):
             return replace(new, replaced=_replaced_in(content, made))
@@ -177,9 +180,13 @@ class _Proof:
         if not self.accept:
             raise OtherBytesError(self._refusal(believed))
         # Until the new manifest is there the old one stays, damaged files or not: what it records
-        # would be lost if this was stopped in between.
+        # would be lost if this was stopped in between. A damaged one records nothing: what it gives
+        # way to is none either, as long as the files are not there, but says what they replace.
         self.accepted = True
-        return replace(new, replaced=before)
+        accepted = replace(new, replaced=before)
+        if not believed:
+            self.store.write(path, sealed_json(vars(accepted))[: -len(b"}\n")], contested=True)
+        return accepted
 
     def _old(self, content: bytes) -> Manifest | None:
         """The manifest that is there, if it can be read."""
@@ -191,8 +198,18 @@ class _Proof:
 
     def _digests_there(self) -> dict[str, str]:
         """Of the shard's files as they are."""
-        found = {path: file_digest(self.store, path) for path in shard_files(self.shard).values()}
-        return {path: digest for path, (length, digest) in found.items() if length is not None}
+        found = {path: self._digest_of(path) for path in shard_files(self.shard).values()}
+        return {path: digest for path, digest in found.items() if digest is not None}
+
+    def _digest_of(self, path: str) -> str | None:
+        """Of a file; None where it is missing, or the disk cannot read it."""
+        try:
+            length, digest = file_digest(self.store, path)
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            return None
+        return None if length is None else digest
 
     def _refusal(self, believed: bool) -> str:
         if not believed:
@@ -239,6 +256,8 @@ def _restore_metadata(store: Store, inventory: Inventory) -> list[str]:
 def _psd_again(store: Store, inventory: Inventory) -> bytes | None:
     """The PSD as the configuration names it, if that gives the recorded bytes."""
     provenance = inventory.schema.provenance
+    if not {"configuration", "detectors"} <= provenance.keys():  # of another writer
+        return None
     config = simulation_from_dict(provenance.get("configuration"))
     names = [item["name"] for item in provenance["detectors"]]
     try:

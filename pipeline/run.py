@@ -256,10 +256,17 @@ def simulate_shard(
 def simulator_of_dataset(url: str) -> tuple[Simulator, Schema]:
     """The simulator of a data set's events, and what the data set is.
 
+    Whatever versions the libraries here have: good for predictions, while the bits of the data
+    set's own events come only from those that it records.
+
     Raises:
-        InputError: A library here has another version than the data set says.
+        InputError: The data set does not say how it was simulated.
     """
-    return _simulator_of_dataset(url, dataset_identity(url))
+    schema = read_schema(url)
+    _require_provenance(schema, url)
+    detectors = tuple(map(Detector.from_dict, schema.provenance["detectors"]))
+    config = simulation_from_dict(schema.provenance["configuration"])
+    return Simulator(config, detectors, read_psd(url)), schema
 
 
 def as_recoded(events: Iterable[Event], schema: Schema) -> Iterator[Event]:
@@ -307,13 +314,29 @@ def _worker_name() -> str:
 
 @lru_cache(maxsize=1)
 def _simulator_of_dataset(url: str, identity: str) -> tuple[Simulator, Schema]:
-    """Read the physics from a data set's metadata, once a worker and content of that metadata."""
+    """The same for who writes events, once a worker and content of the metadata.
+
+    Raises:
+        InputError: A library here has another version than the data set says.
+    """
     schema = read_schema(url)
+    _require_provenance(schema, url)
     _require_same_libraries(schema.provenance["versions"], url)
-    provenance = schema.provenance
-    detectors = tuple(Detector.from_dict(document) for document in provenance["detectors"])
-    config = simulation_from_dict(provenance.get("configuration"))
-    return Simulator(config, detectors, read_psd(url)), schema
+    return simulator_of_dataset(url)
+
+
+def _require_provenance(schema: Schema, url: str) -> None:
+    """Refuse a data set of another writer, who need not say how it was made.
+
+    Raises:
+        InputError: It does not say how it was simulated.
+    """
+    for name in ("configuration", "detectors", "versions"):
+        if name not in schema.provenance:
+            raise InputError(
+                f"{url}: its metadata do not say how it was simulated (no {name!r}), so no "
+                "event of it can be simulated again; to recode it, name an --encoding"
+            )
 
 
 def _library_versions() -> dict[str, str]:

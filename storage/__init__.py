@@ -7,13 +7,19 @@ if TYPE_CHECKING:
     from storage.blosc import decode_strain
     from storage.dataset import open_dataset
     from storage.errors import DamagedDataError, InputError
+    from storage.order import Window
     from storage.stream import Batch, EventStream
+    from storage.stream_config import StreamConfig
+    from storage.tars import TarStream
 
 __all__ = [
     "Batch",
     "DamagedDataError",
     "EventStream",
     "InputError",
+    "StreamConfig",
+    "TarStream",
+    "Window",
     "decode_strain",
     "open_dataset",
 ]
@@ -25,6 +31,9 @@ _HOMES = {
     "DamagedDataError": "storage.errors",
     "EventStream": "storage.stream",
     "InputError": "storage.errors",
+    "StreamConfig": "storage.stream_config",
+    "TarStream": "storage.tars",
+    "Window": "storage.order",
     "decode_strain": "storage.blosc",
     "open_dataset": "storage.dataset",
 }

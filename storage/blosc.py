@@ -9,7 +9,7 @@ from jaxtyping import Num
 
 from storage.arrays import Array
 from storage.encodings import Blosc
-from storage.errors import DamagedDataError
+from storage.errors import MEND, DamagedDataError
 
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _DTYPES = {name: name for name in ("<f4", "<f2", "<i2", "|i1")}  # that we store
@@ -33,8 +33,10 @@ def compress(codes: Num[Array, "*shape"], settings: Blosc) -> bytes:
     return frame
 
 
-def decompress_into(frame: memoryview | bytes, out: Num[Array, "*shape"], where: str) -> None:
-    """Decompress a frame into a contiguous array; releases Python's lock.
+def decompress_into(
+    frame: memoryview | bytes, out: Num[Array, "*shape"] | memoryview, where: str
+) -> None:
+    """Decompress a frame into a buffer; releases Python's lock.
 
     Args:
         frame: What `compress` made.
@@ -47,11 +49,11 @@ def decompress_into(frame: memoryview | bytes, out: Num[Array, "*shape"], where:
     # Blosc believes the lengths in its header, so that a wrong one would lead it out of the buffer.
     sizes = _HEADER.unpack(frame[: _HEADER.size])[4:] if len(frame) >= _HEADER.size else (0, 0, 0)
     if (sizes[0], sizes[2]) != (out.nbytes, len(frame)):
-        raise DamagedDataError(f"{where}: is no Blosc frame of {out.nbytes:,} bytes")
+        raise DamagedDataError(f"{where}: is no Blosc frame of {out.nbytes:,} bytes; {MEND}")
     try:
         numcodecs.blosc.decompress(frame, out)
     except (RuntimeError, ValueError) as error:
-        raise DamagedDataError(f"{where}: cannot be decompressed ({error})") from None
+        raise DamagedDataError(f"{where}: cannot be decompressed ({error}); {MEND}") from None
 
 
 def decode_strain(sample: dict[str, Any]) -> dict[str, Any]:
@@ -73,11 +75,13 @@ def decode_strain(sample: dict[str, Any]) -> dict[str, Any]:
         detectors, samples = len(facts["detectors"]), facts["samples"]
         dtype, where = np.dtype(_DTYPES[facts["dtype"]]), f"event {facts['event']}"
     except (KeyError, TypeError):
-        raise DamagedDataError("the JSON of a compressed event was altered") from None
+        raise DamagedDataError(f"the JSON of a compressed event was altered; {MEND}") from None
     # The room for it is taken only when the frame says the same.
     length = _HEADER.unpack(frame[: _HEADER.size])[4] if len(frame) >= _HEADER.size else 0
     if type(samples) is not int or samples < 0 or detectors * samples * dtype.itemsize != length:
-        raise DamagedDataError(f"{where}: its Blosc frame has not the length that its JSON says")
+        raise DamagedDataError(
+            f"{where}: its Blosc frame has not the length that its JSON says; {MEND}"
+        )
     try:
         strain = np.empty((detectors, samples), dtype)
     except MemoryError:

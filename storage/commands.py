@@ -3,9 +3,11 @@
 import json as json_format
 from dataclasses import asdict
 
-from storage.bench import ReadBenchConfig
-from storage.bench import bench_read as measure_reading
-from storage.bench import summary as bench_summary
+from storage.bench import compare, read, write
+from storage.bench.compare import CompareBenchConfig
+from storage.bench.read import ReadBenchConfig
+from storage.bench.report import publish
+from storage.bench.write import WriteBenchConfig
 from storage.info import describe, summary
 
 
@@ -21,14 +23,60 @@ def info(data: str, /, *, json: bool = False) -> int:
     return 1 if facts.problems else 0
 
 
-def bench_read(data: str, /, *, config: ReadBenchConfig, json: bool = False) -> int:
-    """Measure reading a data set, against plain reads of the same files and stock webdataset.
+def bench_read(
+    data: str, /, *, config: ReadBenchConfig, out: str = "bench", json: bool = False
+) -> int:
+    """Measure reading a data set against the disk, the page cache and the codec.
 
     Args:
         data: Folder of the data set.
         config: What to measure.
+        out: Folder for the figures and the picture.
         json: Print the result as JSON.
     """
-    result = measure_reading(config, data)
-    print(json_format.dumps(asdict(result)) if json else bench_summary(result))
+    result = read.bench_read(config, data)
+    panels = {"from the page cache": result.warm, "from the disk": result.cold}
+    title = f"Reading {result.gigabytes:.1f} GB of {result.encoding}"
+    publish(result, read.summary(result), panels, title, out, "read", json)
+    return 0
+
+
+def bench_write(
+    *, folder: str, config: WriteBenchConfig, out: str = "bench", json: bool = False
+) -> int:
+    """Measure writing shards of every encoding, against plain writes of as many bytes.
+
+    Args:
+        folder: On the disk to be measured; what is written there is removed.
+        config: What to measure.
+        out: Folder for the figures and the picture.
+        json: Print the result as JSON.
+    """
+    result = write.bench_write(config, folder)
+    publish(
+        result,
+        write.summary(result),
+        {"": result.rates},
+        "Writing, one process",
+        out,
+        "write",
+        json,
+    )
+    return 0
+
+
+def bench_compare(
+    data: str, /, *, config: CompareBenchConfig, out: str = "bench", json: bool = False
+) -> int:
+    """Measure other loaders on the same events, each at its best, in alternation.
+
+    Args:
+        data: Folder of the data set.
+        config: What to measure.
+        out: Folder for the figures and the picture.
+        json: Print the result as JSON.
+    """
+    result = compare.bench_compare(config, data)
+    title = f"{result.gigabytes:.1f} GB of {result.encoding} from the page cache"
+    publish(result, compare.summary(result), {"": result.rates}, title, out, "compare", json)
     return 0

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 
 from storage.arrays import Array
 from storage.documents import parse_json
-from storage.errors import DamagedDataError, InputError
+from storage.errors import DamagedDataError, InputError, Unreadable
 from storage.local import LocalStore
 from storage.manifest import (
     finished_shards,
@@ -60,7 +60,7 @@ def create_dataset(
     files = dataset_files(schema, psd)
     if _is_of_finished_shards(store, schema, files[GROUP_METADATA]):
         for path, content in files.items():  # those that were lost or altered since
-            (found,) = store.read_each([path])
+            (found,) = store.contents([path])
             if found != content:
                 store.write(path, content)
         return store
@@ -112,11 +112,16 @@ def read_psd(url: str | Path | Store) -> Float[Array, "detector frequency"]:
 
     Raises:
         InputError: There is no data set of ours.
-        DamagedDataError: The PSD is missing, or not the one that the metadata record.
+        DamagedDataError: The PSD is missing, cannot be read, or is not the one that the metadata
+            record.
     """
     store = store_of(url)
-    schema, content = read_schema(store), psd_content(store)
-    if content is None:
+    schema, (content,) = read_schema(store), store.contents([PSD_CHUNK])
+    if isinstance(content, Unreadable):
+        raise DamagedDataError(
+            f"{store.where(PSD_CHUNK)}: {content}; `strainflow repair {store.url}` restores it"
+        )
+    if content is None or not is_recorded_psd(content, read_group(store)):
         raise DamagedDataError(
             f"{store.where(PSD_CHUNK)}: is missing or was altered (it has not the SHA-256 that the "
             "metadata record); `strainflow repair` restores it"
@@ -127,19 +132,6 @@ def read_psd(url: str | Path | Store) -> Float[Array, "detector frequency"]:
             "file's bytes); `strainflow repair` restores it"
         )
     return np.frombuffer(content, "<f8").reshape(len(schema.detectors), schema.frequencies)
-
-
-def psd_content(url: str | Path | Store, group: bytes | None = None) -> bytes | None:
-    """The bytes of the PSD; None where they are missing, or not those that the metadata record.
-
-    Args:
-        url: The data set.
-        group: The group's metadata, where they are at hand.
-    """
-    store = store_of(url)
-    (content,) = store.read_each([PSD_CHUNK])
-    document = read_group(store) if group is None else parse_json(group, "")
-    return content if content is not None and is_recorded_psd(content, document) else None
 
 
 def is_recorded_psd(content: bytes, group: Mapping[str, Any]) -> bool:
@@ -245,14 +237,19 @@ def read_group(url: str | Path | Store) -> dict[str, Any]:
 
     Raises:
         InputError: There are none.
-        DamagedDataError: They are no JSON.
+        DamagedDataError: They cannot be read, or are no JSON.
     """
     store = store_of(url)
-    (content,) = store.read_each([GROUP_METADATA])
+    (content,) = store.contents([GROUP_METADATA])
     if content is None:
         raise InputError(
             f"{store.url}: no data set there (no {GROUP_METADATA}); give a folder made by "
             "`strainflow simulate`"
+        )
+    if isinstance(content, Unreadable):
+        raise DamagedDataError(
+            f"{store.where(GROUP_METADATA)}: {content}; `strainflow repair {store.url}` restores "
+            "it from its copy"
         )
     return parse_json(content, store.where(GROUP_METADATA))
 
@@ -276,7 +273,7 @@ def _is_of_finished_shards(store: Store, schema: Schema, wanted: bytes) -> bool:
     if (first := next(recorded, None)) is not None:
         identity = blake3.blake3(wanted).hexdigest()
         return identity in chain([first], recorded)  # some may be of another data set
-    return list(store.read_each([GROUP_METADATA])) == [wanted]
+    return list(store.contents([GROUP_METADATA])) == [wanted]
 
 
 def recorded_identities(store: Store, schema: Schema, shards: Iterable[int]) -> Iterator[str]:

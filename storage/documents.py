@@ -7,7 +7,7 @@ from typing import Any
 
 import blake3
 
-from storage.errors import DamagedDataError
+from storage.errors import DamagedDataError, Unreadable
 
 SEAL = "digest"
 _BLANK = "0" * 64
@@ -46,7 +46,7 @@ def sealed_document(content: bytes) -> dict[str, Any] | None:
     return document if isinstance(digest, str) and seal_holds(content, digest) else None
 
 
-def parse_json(content: bytes | None, name: str) -> dict[str, Any]:
+def parse_json(content: bytes | Unreadable | None, name: str) -> dict[str, Any]:
     """Read a JSON object that we wrote.
 
     Args:
@@ -54,10 +54,12 @@ def parse_json(content: bytes | None, name: str) -> dict[str, Any]:
         name: Of the file, for the message.
 
     Raises:
-        DamagedDataError: The file is missing, or holds something else.
+        DamagedDataError: The file is missing, cannot be read, or holds something else.
     """
     if content is None:
         raise DamagedDataError(f"{name}: is missing")
+    if isinstance(content, Unreadable):
+        raise DamagedDataError(f"{name}: {content}")
     try:
         document = json.loads(content, parse_constant=_refuse_constant, parse_float=_finite)
         _refuse_unusable(document, content)

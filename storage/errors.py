@@ -1,5 +1,8 @@
 """The two ways in which a call can end badly; the front door turns them into exit codes 2 and 1."""
 
+import errno
+from dataclasses import dataclass
+
 
 class InputError(ValueError):
     """What the user gave cannot be used: the message says what came, what was wanted, the mend.
@@ -13,3 +16,24 @@ class DamagedDataError(RuntimeError):
 
     Exit code 1.
     """
+
+
+# What a disk or a file system answers where bytes are lost: damage, not a wrong call.
+UNREADABLE = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA, errno.EREMOTEIO)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for the content of a file that is there, but that the disk cannot read.
+
+    Attributes:
+        why: What the disk says.
+    """
+
+    why: str
+
+    def __str__(self) -> str:
+        return f"cannot be read ({self.why})"
+
+
+MEND = "`strainflow verify` says what is damaged, `strainflow repair` mends it"

@@ -1,19 +1,20 @@
 """Which events of a shard the damage to its files concerns."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 
 from storage.arrays import Array
 from storage.documents import parse_json
 from storage.errors import DamagedDataError
 from storage.manifest import Manifest
 from storage.schema import Event, Schema, shard_files
-from storage.shard import event_key, read_index
+from storage.shard import event_key
+from storage.shard_reader import read_index
 from storage.tar import padding, walk_tar
 from storage.urls import InputFile, Store
 from storage.writer import event_facts, shard_layout
@@ -42,12 +43,21 @@ class Finding:
 
 @dataclass(frozen=True)
 class Examination:
-    """Which events of a shard the damage to its files concerns."""
+    """Which events of a shard the damage to its files concerns.
+
+    Attributes:
+        store: The data set.
+        schema: What it is.
+        manifest: Of the shard.
+        sound: Whether each of its files is as it was written.
+        unreadable: What the disk says of those that it cannot read.
+    """
 
     store: Store
     schema: Schema
     manifest: Manifest
     sound: Mapping[str, bool]
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     def findings(self) -> list[Finding]:
         """One for each damaged file."""
@@ -55,6 +65,10 @@ class Examination:
         found = []
         for name, path in paths.items():
             if self.sound[path]:
+                continue
+            if path in self.unreadable:
+                what = f"cannot be read ({self.unreadable[path]})"
+                found.append(Finding(path, what, shard, self._all))
                 continue
             length, wanted = self.store.length(path), self.manifest.files[path]["bytes"]
             if length is None:
@@ -84,7 +98,7 @@ class Examination:
         payloads = [
             row
             for row, (offset, length) in enumerate(entries)
-            if google_crc32c.value(file.read(offset, length)) != self.manifest.crc32c[row]
+            if crc32c(file.read(offset, length)) != self.manifest.crc32c[row]
         ]
         payloads += range(len(entries), self.manifest.events)
         if payloads:

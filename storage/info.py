@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from storage.dataset import read_schema
-from storage.manifest import first_problem, iterate_manifests
+from storage.errors import MEND, DamagedDataError
+from storage.manifest import first_problem, manifest_path, manifests_or_damage
 from storage.schema import shard_files
 from storage.urls import store_of
+
+MOST_NAMES = 10  # of damaged manifests in words
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class DatasetInfo:
         events: Number of events.
         finished_events: Events in finished shards.
         shards: Number of shards.
-        finished_shards: Shards that have a manifest.
+        finished_shards: Shards that have a manifest that can be read.
+        damaged_manifests: Paths of the others; nothing is known of what those shards hold.
         events_per_shard: Events in a shard.
         encoding: How strain is stored.
         scale_factor: Sigma per integer step; None for floating-point encodings.
@@ -47,6 +51,7 @@ class DatasetInfo:
     finished_events: int
     shards: int
     finished_shards: int
+    damaged_manifests: list[str]
     events_per_shard: int
     encoding: str
     scale_factor: float | None
@@ -77,7 +82,12 @@ def describe(url: str | Path) -> DatasetInfo:
     shards = events = total = payloads = 0
     largest = 0.0
     length_of = None
-    for item in iterate_manifests(store, schema):  # one at a time: there may be 200,000
+    damaged, first_damage = list[str](), ""
+    for shard, item in manifests_or_damage(store, schema):  # one at a time: there may be 200,000
+        if isinstance(item, DamagedDataError):
+            damaged.append(path := manifest_path(shard))
+            first_damage = first_damage or str(item).removeprefix(f"{store.where(path)}: ")
+            continue
         length_of = length_of or store.lengths()
         if problem := first_problem(store, item, length_of):
             problems.append(problem)
@@ -92,9 +102,11 @@ def describe(url: str | Path) -> DatasetInfo:
             for name, found in item.checks.items()
             if not found["passed"]
         ]
-    if shards < schema.shards:
+    if damaged:
+        problems.append(_words_on_damage(damaged, first_damage, shards + len(damaged)))
+    if missing := schema.shards - shards - len(damaged):
         problems.append(
-            f"{schema.shards - shards} of {schema.shards} shards are missing; run the same "
+            f"{missing} of {schema.shards} shards are missing; run the same "
             "`strainflow simulate` again to complete it"
         )
     return DatasetInfo(
@@ -105,6 +117,7 @@ def describe(url: str | Path) -> DatasetInfo:
         finished_events=events,
         shards=schema.shards,
         finished_shards=shards,
+        damaged_manifests=damaged,
         events_per_shard=schema.events_per_shard,
         encoding=schema.encoding.name,
         scale_factor=schema.encoding.scale_factor,
@@ -125,6 +138,21 @@ def describe(url: str | Path) -> DatasetInfo:
             for item in schema.parameters
         ],
         provenance=schema.provenance,
+    )
+
+
+def _words_on_damage(paths: list[str], first: str, manifests: int) -> str:
+    """Count and name damaged manifests, and say what is wrong with the first.
+
+    Args:
+        paths: Theirs, within the data set.
+        first: What is wrong with the first.
+        manifests: How many there are, the sound ones included.
+    """
+    names = ", ".join(paths[:MOST_NAMES]) + (", ..." if len(paths) > MOST_NAMES else "")
+    return (
+        f"{len(paths)} of {manifests} manifests are damaged, so nothing is known of their shards: "
+        f"{names} (the first: {first.partition(';')[0]}); {MEND}"
     )
 
 

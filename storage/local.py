@@ -9,15 +9,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from storage.errors import InputError
 from storage.files import AtomicFile
 from storage.lease import Holder, current_holder, held, refuse_second
+from storage.pagecache import resident_share
 from storage.urls import Store
 
 WRITER = "writer.json"
 # Of network file systems without locks, or with none for folders.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EINVAL)
+PAST_CACHE = 8 * 2**20  # bytes that are best read at a time past the page cache, and at least
+MOSTLY = 0.5  # of a file in the page cache, from which on it is read from there
+# Of a name behind which no file can be: links in a circle, a socket.
+_NO_FILE = (errno.ELOOP, errno.ENXIO)
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,12 @@ class LocalStore(Store):
 
     Attributes:
         folder: That folder; it need not be there yet.
+        past_cache: Whether events are read past the page cache (O_DIRECT), where that can be done:
+            less work for the processor, but a second read is as slow as the first.
     """
 
     folder: Path
+    past_cache: bool = False
 
     @property
     def url(self) -> str:  # type: ignore[override]  # read-only is enough
@@ -72,6 +81,10 @@ class LocalStore(Store):
             found = (self.folder / path).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+            return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def lengths(self) -> Callable[[str], int | None]:
@@ -96,7 +109,19 @@ class LocalStore(Store):
 
     def open(self, path: str) -> "LocalFile":
         """Open a file for reading."""
-        return LocalFile(self.folder / path)
+        return LocalFile(self.folder / path, self.past_cache)
+
+    def open_once(self, path: str) -> "LocalFile":
+        """Open a file for reading: past the page cache, unless it is short or mostly in there."""
+        file = self.folder / path
+        past_cache = False
+        with suppress(OSError, ValueError):  # what is no file, or cut off now, is told by opening
+            found = file.stat()
+            # Of a file that is another's, and that one may not write, the kernel tells nothing.
+            told = found.st_uid == os.geteuid() or os.access(file, os.W_OK)
+            is_there = told and resident_share(file) >= MOSTLY
+            past_cache = found.st_size >= PAST_CACHE and not is_there
+        return LocalFile(file, past_cache)
 
     def create(self, path: str, contested: bool = False) -> AtomicFile:
         """Begin a file."""
@@ -165,14 +190,24 @@ class LocalFile:
     """A file open for reading."""
 
     piece = 2**20  # stays in the processor's cache
+    ahead = False  # the kernel does
 
-    def __init__(self, path: Path) -> None:
-        self._descriptor = -1
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait
+    def __init__(self, path: Path, past_cache: bool = False) -> None:
+        self._descriptor = self._direct = -1
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+            raise FileNotFoundError(errno.ENOENT, "Is no file", str(path)) from None
         found = os.fstat(self._descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise FileNotFoundError(errno.ENOENT, "Is no file", str(path))
         self.length = found.st_size
+        if past_cache:
+            with suppress(OSError):  # not every file system has it
+                self._direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
+                self.piece, self.ahead = PAST_CACHE, True
 
     def read(self, offset: int, length: int) -> bytes:
         """Read bytes."""
@@ -189,15 +224,81 @@ class LocalFile:
             done += count
         return done
 
+    def read_into_each(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Read bytes that follow each other into several buffers, in one call."""
+        if self._direct >= 0:
+            try:
+                done = os.preadv(self._direct, buffers, offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                done = 0  # these bytes or buffers are not aligned as the disk wants them
+            if done:
+                return done + self._read_rest(offset, buffers, done)
+        done = os.preadv(self._descriptor, buffers, offset)
+        if done == sum(map(len, buffers)):
+            return done
+        return done + self._read_rest(offset, buffers, done)
+
+    def whole_read(self, offset: int, buffer: memoryview) -> "WholeRead":
+        """Say how to fill a buffer: past the page cache, if so it shall be."""
+        descriptor = self._descriptor if self._direct < 0 else self._direct
+        return WholeRead(self, descriptor, (buffer,), offset, len(buffer))
+
+    def _read_rest(self, offset: int, buffers: Sequence[memoryview], done: int) -> int:
+        """Read what a call has left over, as it may; return how much that is."""
+        more = before = 0
+        for buffer in buffers:
+            there = max(0, min(len(buffer), done - before))
+            if there < len(buffer):
+                more += self.read_into(offset + before + there, buffer[there:])
+            before += len(buffer)
+        return more
+
     def close(self) -> None:
         """Close the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        for descriptor in (self._descriptor, self._direct):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._direct = -1
 
     def __del__(self) -> None:
         """Close the file with the last reference to it."""
         self.close()
+
+
+class WholeRead(NamedTuple):
+    """One system call that fills a buffer.
+
+    Attributes:
+        file: Stays open until then.
+        descriptor: Of the file, to be read from.
+        buffers: The one that is to be filled, as the call takes it.
+        offset: In the file.
+        length: Of the buffer.
+    """
+
+    file: LocalFile
+    descriptor: int
+    buffers: tuple[memoryview]
+    offset: int
+    length: int
+
+
+def read_whole(reads: Sequence[WholeRead]) -> list[bool]:
+    """Do many reads one after the other; tell which of them have filled their buffers.
+
+    In as few steps as there can be: after each read the processor's caches hold strain in place of
+    the interpreter, and a step takes several times as long as it would otherwise.
+    """
+    preadv = os.preadv
+    try:
+        return [
+            preadv(descriptor, buffers, offset) == length
+            for _, descriptor, buffers, offset, length in reads
+        ]
+    except OSError:  # asked again, each tells what is wrong
+        return [False] * len(reads)
 
 
 @dataclass(frozen=True)
@@ -207,10 +308,9 @@ class _PaperBeside:
     path: Path
 
     def read(self, once: bool = False) -> bytes | None:
-        try:
-            return self.path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        # By way of the store, which waits for no pipe that lies there.
+        (content,) = LocalStore(self.path.parent).read_each([self.path.name])
+        return content
 
     def create(self, content: bytes) -> bool:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import blake3
+import numpy as np
+from jaxtyping import Float64
 
+from storage.arrays import Array
 from storage.documents import SEAL, parse_json, sealed_json
-from storage.errors import DamagedDataError
+from storage.errors import DamagedDataError, Unreadable
 from storage.schema import GROUP_METADATA, MANIFEST_FOLDER, Schema, shard_files
 from storage.urls import Store, store_of
 
@@ -94,12 +97,26 @@ def iterate_manifests(url: str | Path | Store, schema: Schema) -> Iterator[Manif
     Raises:
         DamagedDataError: One of them was altered.
     """
+    for _, manifest in manifests_or_damage(url, schema):
+        if isinstance(manifest, DamagedDataError):
+            raise manifest
+        yield manifest
+
+
+def manifests_or_damage(
+    url: str | Path | Store, schema: Schema
+) -> Iterator[tuple[int, Manifest | DamagedDataError]]:
+    """The same, but give what is wrong with a damaged one in its place; each behind its shard."""
     store = store_of(url)
     shards = finished_shards(store, schema)
-    contents = store.read_each([manifest_path(shard) for shard in shards])
+    contents = store.contents([manifest_path(shard) for shard in shards])
     for shard, content in zip(shards, contents, strict=True):
-        if content is not None:  # it may have been removed meanwhile
-            yield parse_manifest(content, schema, shard, store.where(manifest_path(shard)))
+        if content is None:  # it may have been removed meanwhile
+            continue
+        try:
+            yield shard, parse_manifest(content, schema, shard, store.where(manifest_path(shard)))
+        except DamagedDataError as error:
+            yield shard, error
 
 
 def read_manifest(url: str | Path | Store, schema: Schema, shard: int) -> Manifest:
@@ -109,11 +126,43 @@ def read_manifest(url: str | Path | Store, schema: Schema, shard: int) -> Manife
         DamagedDataError: It is missing or was altered.
     """
     store, path = store_of(url), manifest_path(shard)
-    (content,) = store.read_each([path])
+    (content,) = store.contents([path])
     return parse_manifest(content, schema, shard, store.where(path))
 
 
-def parse_manifest(content: bytes | None, schema: Schema, shard: int, name: str) -> Manifest:
+def read_table(
+    url: str | Path | Store, schema: Schema, manifest: Manifest, name: str
+) -> Float64[Array, "event column"]:
+    """Read the parameters or the SNRs of a shard's events.
+
+    Args:
+        url: The data set.
+        schema: What it is.
+        manifest: Of the shard.
+        name: `parameters` or `optimal_snr`.
+
+    Raises:
+        DamagedDataError: They are not as they were written.
+    """
+    store, path = store_of(url), shard_files(manifest.shard)[name]
+    (content,) = store.contents([path])
+    kind, recorded = recorded_digest(manifest.files[path])
+    if isinstance(content, Unreadable):
+        raise DamagedDataError(
+            f"{store.where(path)}: {content} (shard {manifest.shard}); `strainflow repair "
+            f"{store.url}` mends it"
+        )
+    if content is None or HASHES[kind](content).hexdigest() != recorded:
+        raise DamagedDataError(
+            f"{store.where(path)}: is missing or not as it was written (shard {manifest.shard}); "
+            f"`strainflow repair {store.url}` mends it"
+        )
+    return np.frombuffer(content, "<f8").reshape(schema.events_per_shard, -1)
+
+
+def parse_manifest(
+    content: bytes | Unreadable | None, schema: Schema, shard: int, name: str
+) -> Manifest:
     """Read a manifest from its bytes.
 
     Args:

@@ -248,8 +248,9 @@ class ObjectFile:
     """An object that is read at any place."""
 
     piece = 4 * PART  # read at a time, so that some parts are under way at once
+    ahead = False
 
-    def __init__(self, store: ObjectStore, path: str, length: int) -> None:
+    def __init__(self, store: Store, path: str, length: int) -> None:
         self._store, self._path, self.length = store, path, length
 
     def read(self, offset: int, length: int) -> bytes:
@@ -263,6 +264,15 @@ class ObjectFile:
         content = self.read(offset, len(buffer))
         buffer[: len(content)] = content
         return len(content)
+
+    def read_into_each(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Read bytes that follow each other into several buffers."""
+        content, start = memoryview(self.read(offset, sum(map(len, buffers)))), 0
+        for buffer in buffers:
+            part = content[start : start + len(buffer)]
+            buffer[: len(part)] = part
+            start += len(part)
+        return start
 
     def close(self) -> None:
         """Nothing is held."""

@@ -1,4 +1,4 @@
-"""The file that is a WebDataset tar and a Zarr v3 shard at once: its layout, writing and reading.
+"""The file that is a WebDataset tar and a Zarr v3 shard at once: its layout, and writing it.
 
 A Zarr shard has its index at the end and does not care where in the file the chunks lie; a tar
 ends at two zero blocks and does not care what follows. So the chunks are the payloads of tar
@@ -18,22 +18,19 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import google_crc32c
 import numpy as np
-from jaxtyping import Num, UInt64
+from crc32c import crc32c
+from jaxtyping import Num
 
 from storage.arrays import Array
-from storage.blosc import compress, decompress_into
+from storage.blosc import compress
 from storage.encodings import Encoding
-from storage.errors import DamagedDataError
 from storage.tar import BLOCK, END_OF_TAR, padding, round_up, tar_header
-from storage.urls import InputFile, OutputFile, Store
+from storage.urls import OutputFile
 
 ALIGNMENT = 4096
-LARGEST_OVERHEAD = 16  # by which Blosc's frame may exceed what cannot be compressed
 NPY_HEADER = 512
 MISSING = (2**64 - 1, 2**64 - 1)  # Zarr's index entry of a chunk that is not there
-MEND = "`strainflow verify` says what is damaged, `strainflow repair` mends it"
 
 
 def event_key(number: int) -> str:
@@ -134,7 +131,7 @@ class ShardLayout:
         """All that stands behind the last event: the end of the tar, and the Zarr index."""
         filled = [*entries, *[MISSING] * (self.slots - len(entries))]
         index = np.array(filled, "<u8").tobytes()
-        return END_OF_TAR + index + struct.pack("<I", google_crc32c.value(index))
+        return END_OF_TAR + index + struct.pack("<I", crc32c(index))
 
 
 class ShardWriter:
@@ -164,7 +161,6 @@ class ShardWriter:
         layout = self._layout
         codes = np.ascontiguousarray(strain, layout.dtype)
         blosc = layout.encoding.blosc
-        # google_crc32c takes bytes and arrays, but no memoryview.
         stored = codes if blosc is None else compress(codes, blosc)
         payload = stored.data.cast("B") if isinstance(stored, np.ndarray) else memoryview(stored)
         before = layout.before_payload(len(self._entries), key, facts, len(payload))
@@ -172,7 +168,7 @@ class ShardWriter:
         self._entries.append((self.file.length, len(payload)))
         self.file.write(payload)
         self.file.write(padding(len(payload)))
-        self.crc32c.append(google_crc32c.value(stored))
+        self.crc32c.append(crc32c(payload))
 
     def close(self) -> None:
         """Close the tar and append the Zarr index; the file has no name yet."""
@@ -196,122 +192,6 @@ class ShardWriter:
     ) -> None:
         """Remove what was written unless the file has its name."""
         self.file.discard()
-
-
-class ShardReader:
-    """An open shard, with its index read and proved.
-
-    Args:
-        store: The data set.
-        path: Of the shard.
-        slots: Entries of its index.
-        encoding: How its events are stored.
-        crc32c: Of each event's payload, to be compared as it is read; for compressed events, which
-            must not be decompressed when they are damaged.
-
-    Raises:
-        DamagedDataError: The file is missing, or its index is.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        path: str,
-        slots: int,
-        encoding: Encoding,
-        crc32c: Sequence[int] | None = None,
-    ) -> None:
-        self.path, self.name = path, store.where(path)
-        self._encoding, self._crc32c = encoding, crc32c
-        try:
-            self._file = store.open(path)
-        except FileNotFoundError:
-            raise DamagedDataError(f"{self.name}: is missing; {MEND}") from None
-        try:
-            self.index = read_index(self._file, slots, self.name)
-        except BaseException:
-            self.close()
-            raise
-
-    def place(self, row: int, buffer: Num[Array, "detector time"]) -> tuple[int, int]:
-        """Where the payload of the shard's event `row` lies, and how long it is.
-
-        Raises:
-            DamagedDataError: The event is not there, or cannot be as long as the index says.
-        """
-        offset, length = (int(value) for value in self.index[row])
-        most = buffer.nbytes + LARGEST_OVERHEAD if self._encoding.compressed else buffer.nbytes
-        if not (length == most or (self._encoding.compressed and 0 < length <= most)):
-            raise DamagedDataError(
-                f"{self.name}: event {row} of this shard has {length} bytes according to the "
-                f"index, {buffer.nbytes} were expected; {MEND}"
-            )
-        if offset + length > self._file.length:
-            raise DamagedDataError(f"{self.name}: ends within event {row} of this shard; {MEND}")
-        return offset, length
-
-    def read_into(self, row: int, buffer: Num[Array, "detector time"]) -> None:
-        """Read the strain of the shard's event `row` straight into a contiguous array.
-
-        Raises:
-            DamagedDataError: The event is not there or damaged, or the file ends before it.
-        """
-        offset, length = self.place(row, buffer)
-        if self._encoding.compressed:
-            self.unpack(row, self._file.read(offset, length), buffer)
-            return
-        if self._file.read_into(offset, buffer.reshape(-1).view(np.uint8).data) < length:
-            raise DamagedDataError(f"{self.name}: ends within event {row} of this shard; {MEND}")
-
-    def read_proved(self, row: int, buffer: Num[Array, "detector time"]) -> None:
-        """Read the strain of the shard's event `row`, and prove it where checksums are at hand.
-
-        Raises:
-            DamagedDataError: The event is not there or damaged, or the file ends before it.
-        """
-        self.unpack(row, self._file.read(*self.place(row, buffer)), buffer)
-
-    def unpack(self, row: int, payload: bytes, buffer: Num[Array, "detector time"]) -> None:
-        """Put the payload of the shard's event `row`, read by itself, into an array.
-
-        Raises:
-            DamagedDataError: The event is damaged.
-        """
-        where = f"{self.name}: event {row} of this shard"
-        _, length = self.place(row, buffer)
-        if len(payload) < length:
-            raise DamagedDataError(f"{self.name}: ends within event {row} of this shard; {MEND}")
-        if self._crc32c is not None and google_crc32c.value(payload) != self._crc32c[row]:
-            raise DamagedDataError(f"{where} has not the checksum that was written; {MEND}")
-        if self._encoding.compressed:
-            decompress_into(payload, buffer, where)
-        else:
-            buffer.reshape(-1).view(np.uint8)[:] = np.frombuffer(payload, np.uint8)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def read_index(file: InputFile, slots: int, name: str) -> UInt64[Array, "slot 2"]:
-    """Read the Zarr index at the end of a shard.
-
-    Args:
-        file: The shard.
-        slots: Entries of the index.
-        name: Of the file, for the message.
-
-    Raises:
-        DamagedDataError: It is missing, or not as it was written.
-    """
-    size = 16 * slots + 4
-    data = file.read(max(0, file.length - size), size) if size <= file.length else b""
-    if len(data) != size or google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
-        raise DamagedDataError(
-            f"{name}: the index at its end is missing or damaged (a truncated or overwritten "
-            f"file); {MEND}"
-        )
-    return np.frombuffer(data[:-4], "<u8").reshape(slots, 2)
 
 
 def longest_json(facts: Mapping[str, Any]) -> int:

@@ -1,61 +1,43 @@
 """The streaming loader: batches read straight from the shards' payloads into reused buffers.
 
-One process, a few threads: each `preadv` (or decompression) releases the GIL and lands in the row
-of the batch where the event belongs, still in its stored type. Nothing is copied afterwards. From
-an object store the ranges of many events are fetched at once. The order is `storage.order`'s; the
-state is three integers.
-
-Not covered yet: a windowed order for spinning disks and object stores, a local cache.
+One process, a few threads: each read (or decompression) releases Python's lock and lands in the row
+of the batch where the event belongs, still in its stored type. Nothing is copied afterwards. The
+order is `storage.order`'s, the reads are `storage.reading`'s; what is here is which events come
+next, the ring of buffers, and where the stream stands.
 """
 
 import itertools
-import resource
 import sys
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64, Num
+import psutil
+from jaxtyping import Int64
 from webdataset.pytorch import IterableDataset
 
-from storage.arrays import Array
+from storage.arrays import Array, aligned_empty
+from storage.audit import Audit
+from storage.cache.store import CachedStore
+from storage.calibrate import Depth, calibrate
 from storage.dataset import read_schema
 from storage.errors import InputError
 from storage.local import LocalStore
-from storage.manifest import read_manifest, require_sound
-from storage.order import permuted
-from storage.schema import Schema, shard_files
-from storage.shard import ShardReader
+from storage.order import WindowedOrder, permuted
+from storage.reading import Batch, Filling, Reading
+from storage.snapshot import Snapshot
+from storage.stream_config import StreamConfig
 from storage.urls import Store, store_of
 
-ROWS_PER_TASK = 8
-ROWS_PER_REQUEST = 64  # of an object store: they are fetched at once
-SHARDS_AT_ONCE = 16  # of an object store: so many are opened at once
-MOST_SHARDS = 4096  # of an object store: their indices and tables take some 100 kB each
-DESCRIPTORS_SPARED = 256  # for everything else that the process has open
+__all__ = ["Batch", "EventStream", "StreamConfig"]
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Some events, in the order of the epoch.
-
-    The arrays are views of a buffer that is used again: they hold until the next batch is taken.
-
-    Attributes:
-        strain: As stored; `EventStream.schema.encoding` says how to decode it to sigma.
-        parameters: In the order of `EventStream.schema.parameters`.
-        event: The events' numbers.
-    """
-
-    strain: Num[Array, "event detector time"]
-    parameters: Float64[Array, "event parameter"]
-    event: Int64[Array, "event"]
+TOLD = 10  # damaged events that are named on the terminal; all are in `damaged`
+DEFAULTS = StreamConfig()
+Allocate = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 
 
 class EventStream(IterableDataset):
@@ -63,9 +45,8 @@ class EventStream(IterableDataset):
 
     Every event of the chosen range is delivered exactly once an epoch over all ranks; each rank
     gets the same number of batches, the last ones perhaps smaller, or empty where fewer events than
-    ranks are left. `state_dict` holds (seed, epoch, position), where position counts the events
-    delivered over all ranks: a run can be resumed in mid-epoch with another number of ranks, batch
-    size or threads.
+    ranks are left. The state is where the stream stands, in a few numbers: a run can be resumed in
+    mid-epoch, bit for bit, with another number of ranks, batch size, threads or place of the data.
 
     Composes with webdataset: `wds.DataPipeline(stream, ...)`, `wds.WebLoader(stream,
     batch_size=None)`.
@@ -79,11 +60,15 @@ class EventStream(IterableDataset):
         start: First event of the range to deliver.
         stop: End of the range, the data set's end by default.
         shuffle: Whether to permute the range; in the order of the data set otherwise.
-        threads: Reading threads.
-        prefetch: Batches read ahead.
+        config: How it is read: threads, memory, what becomes of damage.
         allocate: Makes the strain buffers, given shape and type (for pinned memory).
-        growing: Whether shards may be missing; the range is then one of the events of the shards
-            that are finished when the stream is made, counted in order.
+        agree: Tells all ranks what the first one says; needed by several ranks of a growing set,
+            which would not see the same shards.
+
+    Attributes:
+        schema: What the data set is.
+        damaged: What was skipped: why, by the number of the event.
+        audit: Of the events delivered in this epoch since the stream was made or its state loaded.
 
     Raises:
         InputError: An argument is impossible, or there is no data set.
@@ -101,107 +86,290 @@ class EventStream(IterableDataset):
         start: int = 0,
         stop: int | None = None,
         shuffle: bool = True,
-        threads: int = 2,
-        prefetch: int = 2,
-        allocate: Callable[[tuple[int, ...], np.dtype[Any]], Array] = np.empty,
-        growing: bool = False,
+        config: StreamConfig = DEFAULTS,
+        allocate: Allocate = aligned_empty,
+        agree: Callable[[str], str] | None = None,
     ) -> None:
         self._store = store_of(url)
+        if config.cache is not None:
+            self._store = CachedStore(self._store, config.cache, int(config.cache_bytes))
         self.schema = read_schema(self._store)
-        self._shards = np.array(require_sound(self._store, self.schema, growing))
-        available = sum(len(self.schema.events_of(int(shard))) for shard in self._shards)
-        self._start, self._stop = start, available if stop is None else stop
-        _refuse_impossible_range(self._start, self._stop, available)
-        _refuse_below(1, batch_size=batch_size, world_size=world_size, threads=threads)
-        _refuse_below(0, seed=seed, prefetch=prefetch)
+        _refuse_below(1, batch_size=batch_size, world_size=world_size)
+        _refuse_below(0, seed=seed)
         if not 0 <= rank < world_size:
             raise InputError(f"rank: got {rank}, must lie in [0, {world_size}) (the world size)")
+        if config.growing and world_size > 1 and agree is None:
+            raise InputError(
+                "growing: several ranks may see different shards; give `agree`, which tells all "
+                "of them what the first one says"
+            )
+        self._config, self._range, self._agree = config, (start, stop), agree
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
-        self._shuffle, self._threads, self._prefetch = shuffle, threads, prefetch
-        self._allocate = allocate
+        self._shuffle, self._allocate = shuffle, allocate
+        self.damaged = dict[int, str]()
+        self._snapshot = self._look()
+        past_cache = config.past_cache
+        if past_cache is None:
+            past_cache = self.events * self.schema.event_bytes > psutil.virtual_memory().available
+        if past_cache and isinstance(self._store, LocalStore):
+            self._store = replace(self._store, past_cache=True)
+        self._refuse_too_little_memory()
+        self._reading = Reading(
+            self._store,
+            self.schema,
+            config.checksums == "first",
+            config.damaged == "skip",
+            self._most_shards,
+        )
+        self._depth: Depth | None = None
         self._buffers: list[Batch] = []
         self._seed, self._epoch, self._position = seed, 0, 0
+        self._is_fresh = True
+        self.audit = Audit()
 
     @property
     def events(self) -> int:
         """Events an epoch, over all ranks."""
-        return self._stop - self._start
+        return self._snapshot.events
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
         return -(-self.events // (self._batch_size * self._world_size))
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the stream stands: what it delivers next is a function of this alone."""
-        return {"seed": self._seed, "epoch": self._epoch, "position": self._position}
+    @property
+    def order(self) -> str:
+        """The kind of order: what has to be the same for a state to mean the same."""
+        if not self._shuffle:
+            return "as stored"
+        if self._config.window is None:
+            return "global"
+        window = self._config.window
+        return f"windowed, {window.shards} shards by {window.events} events"
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    @property
+    def threads(self) -> int:
+        """Reading threads; before the first batch those given, 0 where the calibration decides."""
+        return self._depth.threads if self._depth else self._config.threads or 0
+
+    @property
+    def memory(self) -> int:
+        """What buffers and tables take at most [bytes], as far as it is known before reading."""
+        depth = self._depth.prefetch if self._depth else self._config.prefetch or 0
+        return (depth + 1) * self._batch_bytes + self._most_shards * self._shard_bytes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands: what it delivers next is a function of this alone."""
+        state: dict[str, Any] = {
+            "seed": self._seed,
+            "epoch": self._epoch,
+            "position": self._position,
+            "order": self.order,
+        }
+        if self._position:
+            state["events"] = self.events
+            if self._config.growing:
+                state["shards"] = self._snapshot.text
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; takes effect at the next `iter`.
 
         Raises:
-            InputError: The state is not one of this range of events.
+            InputError: The state is not one of this range of events in this order.
         """
-        if not 0 <= state["position"] < self.events:
+        snapshot = self._snapshot
+        advice = "give the data set, the range and the order that the state was saved with"
+        if self._config.growing and state["position"]:
+            if "shards" not in state:
+                raise InputError(f"state: got one of a set that does not grow; {advice}")
+            snapshot = Snapshot.parse(state["shards"], self.schema, self._range)
+        if not 0 <= state["position"] < snapshot.events or (
+            state.get("events", snapshot.events) != snapshot.events
+        ):
             raise InputError(
-                f"state: got position {state['position']}, this stream has {self.events} events "
-                "an epoch; give the data set and the range that the state was saved with"
+                f"state: got position {state['position']}, this stream has {snapshot.events} "
+                f"events an epoch; {advice}"
             )
+        if state["position"] and state.get("order", self.order) != self.order:
+            raise InputError(
+                f"state: got one of the order {state['order']!r}, this stream's is "
+                f"{self.order!r}; {advice}"
+            )
+        self._snapshot = snapshot
         self._seed, self._epoch = state["seed"], state["epoch"]
         self._position = state["position"]
+        self._is_fresh = True
+        self.audit = Audit(self._epoch)
 
     def __iter__(self) -> Iterator[Batch]:
         """Deliver the batches that are left of this epoch, then stand at the next epoch's start."""
+        yield from self.epochs(self._epoch + 1)
+
+    def epochs(self, stop: int | None = None) -> Generator[Batch, None, None]:
+        """Deliver what is left of this epoch and the epochs after it, without a pause in between.
+
+        The first batches of an epoch are read while the last ones of the epoch before are used. A
+        set that grows is looked at when an epoch is over, and only then its batches are read.
+
+        Args:
+            stop: The epoch before which to end; by default there is no end.
+        """
         if _is_dataloader_worker():
             raise InputError(
                 "EventStream: a DataLoader worker would deliver every event once more, in the same "
                 "order each epoch; use num_workers=0 (the stream reads with threads of its own)"
             )
-        # Kept for the next epoch: memory is slow when it is touched first. Taken while in use, so
-        # that a second iterator makes its own.
-        buffers = self._buffers or [self._new_buffer() for _ in range(self._prefetch + 1)]
-        self._buffers = []
-        ring = itertools.cycle(buffers)
-        in_flight: deque[_Read] = deque()
-        with (
-            closing(_OpenShards(self._store, self.schema)) as shards,
-            ThreadPoolExecutor(self._threads, "strainflow-read") as pool,
-        ):
-            try:
-                for events, state in self._rest_of_epoch():
-                    # The ring has one buffer more than there are reads in flight: this one was the
-                    # consumer's, who has asked for the next batch and so is done with it.
-                    in_flight.append(_start_read(next(ring), events, state, pool, shards))
-                    if len(in_flight) > self._prefetch:
-                        yield self._deliver(in_flight.popleft())
-                while in_flight:
-                    yield self._deliver(in_flight.popleft())
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-                self._buffers = buffers
+        while stop is None or self._epoch < stop:
+            if self._config.growing and self._position == 0 and not self._is_fresh:
+                self._snapshot = self._look()
+            self._is_fresh = False
+            yield from self._until(self._epoch + 1 if self._config.growing else stop)
 
-    def _rest_of_epoch(self) -> Iterator[tuple[Int64[Array, "event"], tuple[int, int]]]:
-        """This rank's events of each batch, with the (epoch, position) that follows it."""
-        epoch, position = self._epoch, self._position
-        while position < self.events:
-            count = min(self._batch_size * self._world_size, self.events - position)
+    def _until(self, stop: int | None) -> Iterator[Batch]:
+        """Deliver epochs of the snapshot that there is."""
+        depth = self._depth = self._depth or self._choose_depth()
+        # Kept for the next call: memory is slow when it is touched first. Taken while in use, so
+        # that a second iterator makes its own.
+        buffers = self._buffers or [self._new_buffer() for _ in range(depth.prefetch + 1)]
+        self._buffers = []
+        pool = ThreadPoolExecutor(depth.threads, "strainflow-read")
+        try:
+            yield from self._deliver_all(stop, itertools.cycle(buffers), depth, pool)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            self._reading.release()
+            self._buffers = buffers
+
+    def _deliver_all(
+        self, stop: int | None, ring: Iterator[Batch], depth: Depth, pool: ThreadPoolExecutor
+    ) -> Iterator[Batch]:
+        in_flight = deque[_Read]()
+        order, snapshot = self._ordered(), self._snapshot
+
+        def begin(batch: Batch, epoch: int, first: int) -> tuple[Filling, list[Future[None]]]:
+            """Find out which events a batch has, and ask for them."""
+            places = np.arange(first, first + len(batch.event))
+            batch.event[:] = snapshot.numbers(order(places, epoch))
+            filling = self._reading.filling(batch)
+            tasks = self._reading.tasks(filling, depth.threads)
+            return filling, [pool.submit(task) for task in tasks]
+
+        for epoch, first, count, state in self._stretches(stop):
+            # The ring has one buffer more than there are reads in flight: this one was the
+            # consumer's, who has asked for the next batch and so is done with it.
+            buffer = next(ring)
+            batch = Batch(buffer.strain[:count], buffer.parameters[:count], buffer.event[:count])
+            # Done by the threads, so that a batch that is ready is not waited for.
+            in_flight.append(_Read(pool.submit(begin, batch, epoch, first), epoch, state))
+            if len(in_flight) > depth.prefetch:
+                yield self._deliver(in_flight.popleft())
+        while in_flight:
+            yield self._deliver(in_flight.popleft())
+
+    def _stretches(self, stop: int | None) -> Iterator[tuple[int, int, int, tuple[int, int]]]:
+        """Of each batch: epoch, this rank's first position, events, (epoch, position) after it."""
+        events, epoch, position = self.events, self._epoch, self._position
+        while stop is None or epoch < stop:
+            count = min(self._batch_size * self._world_size, events - position)
             first, last = (
                 count * rank // self._world_size for rank in (self._rank, self._rank + 1)
             )
-            events = np.arange(position + first, position + last)
-            if self._shuffle:
-                events = permuted(events, self.events, self._seed, epoch)
-            position += count
-            shard, row = np.divmod(self._start + events, self.schema.events_per_shard)
-            yield (
-                self._shards[shard] * self.schema.events_per_shard + row,
-                (epoch, position) if position < self.events else (epoch + 1, 0),
-            )
+            following = (epoch, position + count)
+            if position + count == events:
+                following = (epoch + 1, 0)
+            yield epoch, position + first, last - first, following
+            epoch, position = following
+
+    def _ordered(self) -> Callable[[Int64[Array, "n"], int], Int64[Array, "n"]]:
+        """What stands at some positions of an epoch, as a function of them and its number."""
+        size, seed = self.events, self._seed
+        if not self._shuffle:
+            return lambda positions, _: positions
+        if self._config.window is None:
+            return lambda positions, epoch: permuted(positions, size, seed, epoch)
+        windowed = WindowedOrder(self._snapshot.counts, self._config.window)
+        return lambda positions, epoch: windowed(positions, seed, epoch)
 
     def _deliver(self, read: "_Read") -> Batch:
-        for task in read.tasks:
+        filling, tasks = read.begun.result()
+        for task in tasks:
             task.result()
+        self._reading.finish(filling)
         self._epoch, self._position = read.state
-        return read.batch
+        if self._position == 0:  # so that a shard that was repaired is seen in the next epoch
+            self._reading.release()
+        if self.audit.epoch != read.epoch:
+            self.audit = Audit(read.epoch)
+        batch = self._without_damaged(filling) if filling.damaged else filling.batch
+        self.audit = self.audit + batch.event
+        return batch
+
+    def _without_damaged(self, filling: Filling) -> Batch:
+        """What is left of a batch without the events that could not be read."""
+        batch = filling.batch
+        for place, error in sorted(filling.damaged.items()):
+            self.damaged[int(batch.event[place])] = str(error)
+            if len(self.damaged) <= TOLD:
+                print(f"strainflow: skipped: {error}", file=sys.stderr)
+        kept = [place for place in range(len(batch.event)) if place not in filling.damaged]
+        for target, place in enumerate(kept):
+            for array in (batch.strain, batch.parameters, batch.event):
+                array[target] = array[place]
+        count = len(kept)
+        return Batch(batch.strain[:count], batch.parameters[:count], batch.event[:count])
+
+    def _look(self) -> Snapshot:
+        """See which events there are now."""
+        found = Snapshot.take(self._store, self.schema, self._range, self._config.growing)
+        if self._config.growing and self._agree is not None:
+            found = Snapshot.parse(self._agree(found.text), self.schema, self._range)
+        return found
+
+    def _choose_depth(self) -> Depth:
+        """Decide on threads and batches ahead, by a calibration where they are not given."""
+        threads, prefetch = self._config.threads, self._config.prefetch
+        if threads is not None and prefetch is not None:
+            return Depth(threads, prefetch)
+        order = self._ordered()
+        generator = np.random.default_rng()  # what it reads should not be what was read before
+
+        def some_events(count: int) -> Int64[Array, "event"]:
+            """Events that follow each other in the order, from anywhere in it."""
+            places = (generator.integers(self.events) + np.arange(count)) % self.events
+            return self._snapshot.numbers(order(places, self._epoch))
+
+        found = calibrate(
+            self._reading, self.schema, some_events, self.events, self._batch_size, threads
+        )
+        if prefetch is None:
+            room = self._config.memory - self._most_shards * self._shard_bytes
+            prefetch = min(found.prefetch, max(1, int(room // self._batch_bytes) - 1))
+        return Depth(found.threads, prefetch)
+
+    @property
+    def _batch_bytes(self) -> int:
+        return self._batch_size * (self.schema.event_bytes + 8 * len(self.schema.parameters) + 8)
+
+    @property
+    def _shard_bytes(self) -> int:
+        """What is kept of a shard: its index, checksums and parameters."""
+        return self.schema.events_per_shard * (16 + 4 + 8 * len(self.schema.parameters))
+
+    @property
+    def _most_shards(self) -> int:
+        """Of how many shards that is kept: of all, where it takes little."""
+        return min(self.schema.shards, max(16, int(self._config.memory / 10) // self._shard_bytes))
+
+    def _refuse_too_little_memory(self) -> None:
+        config = self._config
+        batches = 2 if config.prefetch is None else config.prefetch + 1
+        tables = self._most_shards * self._shard_bytes
+        if config.memory < batches * self._batch_bytes + tables:
+            raise InputError(
+                f"memory: got {config.memory:.3g} bytes, {batches} batches of "
+                f"{self._batch_bytes:,} bytes and tables of {tables:,} do not fit; raise it, or "
+                "lower batch_size or prefetch"
+            )
 
     def _new_buffer(self) -> Batch:
         schema, size = self.schema, self._batch_size
@@ -214,117 +382,17 @@ class EventStream(IterableDataset):
 
 @dataclass(frozen=True)
 class _Read:
-    """A batch that is being read, and where the stream stands after it."""
+    """A batch that is being read, its epoch, and where the stream stands after it."""
 
-    batch: Batch
-    tasks: list[Future[None]]
+    begun: Future[tuple[Filling, list[Future[None]]]]
+    epoch: int
     state: tuple[int, int]
-
-
-def _start_read(
-    buffer: Batch,
-    events: Int64[Array, "event"],
-    state: tuple[int, int],
-    pool: ThreadPoolExecutor,
-    shards: "_OpenShards",
-) -> _Read:
-    count = len(events)
-    batch = Batch(buffer.strain[:count], buffer.parameters[:count], buffer.event[:count])
-    batch.event[:] = events
-    tasks = [
-        pool.submit(shards.read_rows, batch, range(row, min(row + shards.together, count)))
-        for row in range(0, count, shards.together)
-    ]
-    return _Read(batch, tasks, state)
-
-
-class _OpenShards:
-    """The shards that were read last, kept open within the limit on file descriptors."""
-
-    def __init__(self, store: Store, schema: Schema) -> None:
-        self._store, self._schema = store, schema
-        self._is_local = isinstance(store, LocalStore)
-        self.together = ROWS_PER_TASK if self._is_local else ROWS_PER_REQUEST
-        self._open: OrderedDict[int, tuple[ShardReader, Array]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._most = _most_open_files() if self._is_local else MOST_SHARDS
-        self._openers = ThreadPoolExecutor(SHARDS_AT_ONCE, "strainflow-open")
-
-    def read_rows(self, batch: Batch, rows: range) -> None:
-        """Read the events of some rows of a batch into those rows."""
-        if not self._is_local:
-            self._fetch_rows(batch, rows)
-            return
-        for row in rows:
-            reader, within = self._place(batch, row)
-            reader.read_into(within, batch.strain[row])
-
-    def close(self) -> None:
-        """Close all files."""
-        self._openers.shutdown(cancel_futures=True)
-        self._open.clear()
-
-    def _fetch_rows(self, batch: Batch, rows: range) -> None:
-        """The same, with the requests for all of them under way at once."""
-        shards = {int(batch.event[row]) // self._schema.events_per_shard for row in rows}
-        list(self._openers.map(self._shard, shards))
-        places = [self._place(batch, row) for row in rows]
-        ranges = [
-            (reader.path, *reader.place(within, batch.strain[row]))
-            for (reader, within), row in zip(places, rows, strict=True)
-        ]
-        payloads = self._store.read_ranges(ranges)
-        for (reader, within), row, payload in zip(places, rows, payloads, strict=True):
-            reader.unpack(within, payload, batch.strain[row])
-
-    def _place(self, batch: Batch, row: int) -> tuple[ShardReader, int]:
-        """The shard of a row's event and its row there; fills the parameters in."""
-        shard, within = divmod(int(batch.event[row]), self._schema.events_per_shard)
-        reader, parameters = self._shard(shard)
-        batch.parameters[row] = parameters[within]
-        return reader, within
-
-    def _shard(self, shard: int) -> tuple[ShardReader, Array]:
-        with self._lock:
-            if shard in self._open:
-                self._open.move_to_end(shard)
-                return self._open[shard]
-        opened = self._open_shard(shard)
-        with self._lock:
-            self._open[shard] = opened
-            if len(self._open) > self._most:
-                # Only dropped: another thread may be reading, and the last one to let go closes it.
-                self._open.popitem(last=False)
-        return opened
-
-    def _open_shard(self, shard: int) -> tuple[ShardReader, Array]:
-        schema, paths = self._schema, shard_files(shard)
-        checksums = None
-        if schema.encoding.compressed or not self._is_local:
-            checksums = read_manifest(self._store, schema, shard).crc32c
-        reader = ShardReader(
-            self._store, paths["strain"], schema.events_per_shard, schema.encoding, checksums
-        )
-        table = np.frombuffer(self._store.read(paths["parameters"]), "<f8")
-        return reader, table.reshape(schema.events_per_shard, -1)
-
-
-def _most_open_files() -> int:
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if allowed == resource.RLIM_INFINITY:  # which is -1
-        allowed = sys.maxsize
-    return max(16, allowed - DESCRIPTORS_SPARED)
 
 
 def _is_dataloader_worker() -> bool:
     """Whether this process is a worker of a PyTorch DataLoader; such a one has imported torch."""
     torch_data = sys.modules.get("torch.utils.data")
     return torch_data is not None and torch_data.get_worker_info() is not None
-
-
-def _refuse_impossible_range(start: int, stop: int, events: int) -> None:
-    if not 0 <= start < stop <= events:
-        raise InputError(f"events {start}:{stop}: the data set has events 0:{events}")
 
 
 def _refuse_below(least: int, **arguments: int) -> None:

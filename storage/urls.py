@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from storage.errors import InputError
+from storage.errors import UNREADABLE, InputError, Unreadable
 
 
 class OutputFile(Protocol):
@@ -38,16 +38,21 @@ class InputFile(Protocol):
     Attributes:
         length: In bytes.
         piece: How many bytes are best read at a time.
+        ahead: Whether the next piece is best read while one is worked on.
     """
 
     length: int
     piece: int
+    ahead: bool
 
     def read(self, offset: int, length: int) -> bytes:
         """Read bytes; fewer where the file ends."""
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Read bytes into a buffer; return how many, fewer where the file ends."""
+
+    def read_into_each(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Read bytes that follow each other into several buffers, as `read_into`."""
 
     def close(self) -> None:
         """Close it."""
@@ -83,6 +88,24 @@ class Store(ABC):
     def read_each(self, paths: Sequence[str]) -> Iterator[bytes | None]:
         """Read small files one after the other, in order; None where one is not there."""
 
+    def contents(self, paths: Sequence[str]) -> Iterator[bytes | Unreadable | None]:
+        """As `read_each`; but what the disk cannot read is told, and does not stop the others."""
+        done = 0
+        try:
+            for content in self.read_each(paths):
+                done += 1
+                yield content
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+        for path in paths[done:]:  # by itself, since many may have been asked for at once
+            try:
+                yield next(iter(self.read_each([path])))
+            except OSError as error:
+                if error.errno not in UNREADABLE:
+                    raise
+                yield Unreadable(str(error.strerror))
+
     @abstractmethod
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Read (path, offset, length) at once; shorter where a file ends."""
@@ -110,6 +133,14 @@ class Store(ABC):
         Raises:
             FileNotFoundError: It is not there.
         """
+
+    def open_once(self, path: str) -> InputFile:
+        """Open a file that is read once, from front to back.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        return self.open(path)
 
     @abstractmethod
     def create(self, path: str, contested: bool = False) -> OutputFile:
@@ -172,6 +203,11 @@ def store_of(url: "str | Path | Store") -> Store:
     if isinstance(url, Store):
         return url
     text = str(url)
+    if not text.removeprefix("file://").removeprefix("local://"):
+        raise InputError(
+            f"got {text!r} for the place of a data set, which names none; give a path or a URL "
+            "(`.` is the folder where you are)"
+        )
     scheme, separator, rest = text.partition("://")
     if not separator or scheme in ("file", "local"):
         from storage.local import LocalStore

@@ -140,6 +140,17 @@ def _one_loud_event():
         (("--out=s4://bucket/x.zarr",), ["s4://bucket/x.zarr", "scheme s4:// is not known"]),
         (("--out=/proc/x.zarr",), ["/proc/x.zarr: No such file or directory"]),
         (("stray",), ["stray"]),
+        *(
+            (
+                (f"--max-snr-loss={word}",),
+                [f"max_snr_loss: got '{word}', a finite number was wanted"],
+            )
+            for word in ("nan", "inf", "-inf", "text", "")
+        ),
+        (("--max-snr-loss=-0.1",), ["max_snr_loss: got -0.1, the share"]),
+        (("--max_snr_loss=.nan",), ["max_snr_loss: got nan, the share"]),
+        (("--out=",), ["out: is empty", "give a path or a URL"]),
+        (("--out=file://",), ["got 'file://'", "give a path or a URL"]),
     ],
 )
 def test_a_wrong_flag_is_named_in_one_sentence(refusal, flags, parts):
@@ -248,6 +259,19 @@ def test_an_event_that_does_not_fit_is_named(here, capfd):
         (("info", "a", "b"), "b"),
         (("info", "nowhere.zarr"), "nowhere.zarr: no data set there"),
         (("info", "."), ".: no data set there"),
+        (("info", ""), "data: is empty, as an unset variable of the shell is; give a path"),
+        (("verify", ""), "data: is empty"),
+        (("repair", ""), "data: is empty"),
+        (("recode", "", "--out=x"), "data: is empty"),
+        (("recode", "x", "--out="), "out: is empty"),
+        (
+            ("recode", "x", "--out=y", "--max-snr-loss=nan"),
+            "max_snr_loss: got 'nan', a finite number",
+        ),
+        (("recode", "x", "--out=y", "--max-snr-loss=-1"), "max_snr_loss: got -1, the share"),
+        (("bench", "read", ""), "data: is empty"),
+        (("bench", "write", "--folder="), "folder: is empty"),
+        (("diagnose", "", "--out=x"), "results: is empty"),
         (("simulate", "--config"), "--config"),
         (("simulate", "--out"), "--out"),
     ],
@@ -284,25 +308,32 @@ def test_info_of_a_missing_shard_is_no(damageable, capsys):
     assert "1 of 2 shards" in facts["problems"][0]
 
 
-@pytest.mark.parametrize("name", ["manifest/000001.json", "zarr.json"])
-@pytest.mark.parametrize("content", [b"{", b"[]", b"3", b"\xff\xfe", b""])
-def test_metadata_that_were_altered_are_damage_in_one_sentence(refusal, damageable, name, content):
-    (damageable / name).write_bytes(content)
-    assert name in refusal("info", "x.zarr", code=strainflow.ANSWER_IS_NO)
+NO_JSON_OF_OURS = (b"{", b"[]", b"3", b"\xff\xfe", b"")
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("manifest/000001.json", b"{}"),
-        ("zarr.json", b'{"attributes": {"strainflow": {"format_version": 1}}}'),
-    ],
-)
-def test_metadata_that_lack_something_are_damage_in_one_sentence(
-    refusal, damageable, name, content
-):
-    (damageable / name).write_bytes(content)
+@pytest.mark.parametrize("content", NO_JSON_OF_OURS)
+def test_metadata_that_were_altered_are_damage_in_one_sentence(refusal, damageable, content):
+    (damageable / "zarr.json").write_bytes(content)
+    assert "zarr.json" in refusal("info", "x.zarr", code=strainflow.ANSWER_IS_NO)
+
+
+def test_metadata_that_lack_something_are_damage_in_one_sentence(refusal, damageable):
+    content = b'{"attributes": {"strainflow": {"format_version": 1}}}'
+    (damageable / "zarr.json").write_bytes(content)
     assert "altered" in refusal("info", "x.zarr", code=strainflow.ANSWER_IS_NO)
+
+
+@pytest.mark.parametrize("content", [*NO_JSON_OF_OURS, b"{}"])
+def test_info_of_a_damaged_manifest_is_no_and_names_it_and_tells_of_the_rest(
+    damageable, capfd, content
+):
+    (damageable / "manifest/000001.json").write_bytes(content)
+    assert strainflow.main(["info", "x.zarr"]) == strainflow.ANSWER_IS_NO
+    said = capfd.readouterr()
+    assert said.err == ""
+    assert "problem: 1 of 2 manifests are damaged" in said.out
+    assert "manifest/000001.json (the first: " in said.out
+    assert "events      2 of 3 in 1 of 2 shards" in said.out
 
 
 def test_a_data_set_that_is_there_is_not_simulated_again(damageable, capsys):

@@ -4,9 +4,11 @@ import json
 import os
 
 import pytest
+from unreadable import on_a_bad_sector
 
 import strainflow
 from pipeline.config import DatasetConfig
+from pipeline.repair import mend_shard
 from pipeline.run import describe_dataset, simulate_shard
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, read_schema
@@ -107,6 +109,28 @@ def test_repair_mends_and_says_what(call, here, made):
     assert call("verify", "x.zarr")[0] == strainflow.DONE
 
 
+@pytest.mark.parametrize("name", ["zarr.json", "strain/zarr.json", "psd/c/0/0"])
+def test_repair_writes_metadata_anew_that_the_disk_cannot_read(call, here, made, monkeypatch, name):
+    on_a_bad_sector(monkeypatch, here / "x.zarr" / name)
+    code, text, complaints = call("verify", "x.zarr")
+    assert (code, complaints) == (strainflow.ANSWER_IS_NO, [])
+    assert f"\n  {name}: cannot be read (Input/output error)\n" in text
+    code, text, complaints = call("repair", "x.zarr")
+    assert (code, complaints) == (strainflow.DONE, [])
+    assert f"restored: {name}" in text
+    assert (here / "x.zarr" / name).read_bytes() == (made / name).read_bytes()
+    assert call("verify", "x.zarr")[0] == strainflow.DONE
+
+
+def test_a_manifest_that_the_disk_cannot_read_is_proved_by_the_files_and_written_anew(
+    here, made, monkeypatch
+):
+    path = here / "x.zarr/manifest/000001.json"
+    on_a_bad_sector(monkeypatch, path)
+    assert mend_shard(str(here / "x.zarr"), accept=False, shard=1).refusal == ""
+    assert path.read_bytes() == (made / "manifest/000001.json").read_bytes()
+
+
 def test_recode_writes_what_was_asked_for_and_says_so(call, here):
     words = ("recode", "x.zarr", "--out=y.zarr", "--cluster.workers=1", "--max-snr-loss=1e-4")
     code, text, complaints = call(*words)
@@ -143,7 +167,6 @@ def of_damage(here, name, content):
         (("repair", "x.zarr", "--acept"), 2, "accept", None),
         (("verify", "x.zarr", "--cluster.kind=cloud"), 2, "cluster.kind: got 'cloud'", None),
         (("recode", "x.zarr", "--out=y"), 1, "manifest/000001.json", ("manifest/000001.json", b"")),
-        (("info", "x.zarr"), 1, "manifest/000001.json", ("manifest/000001.json", b"{}")),
         (("info", "x.zarr"), 1, "zarr.json", ("zarr.json", b"")),
         (("recode", "x.zarr", "--out=y"), 1, "has 0 bytes", ("strain/c/0/0/0", b"")),
     ],

@@ -69,7 +69,9 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-def test_every_cell_runs_and_shows_nothing_but_results(committed):
+@pytest.mark.slow
+def test_every_cell_runs_and_shows_nothing_but_results(committed, monkeypatch):
+    monkeypatch.setenv("STRAINFLOW_NOTEBOOK_EVENTS", "64")  # where there are many
     kinds = [(output.output_type, output.get("name")) for output in outputs(committed)]
     for cell in code_cells(committed):
         cell.outputs, cell.execution_count = [], None

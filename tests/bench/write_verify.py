@@ -1,79 +1,74 @@
-"""How fast shards are written and verified, against plain writes and reads of the same bytes.
+"""How fast shards are written and verified, against what plain programs get of the same disk.
 
 .venv/bin/python tests/bench/write_verify.py [FOLDER] [ROUNDS]
 
-Each contestant does the same bytes on the same disk in the same minutes, in alternation. Plain
-writes are of 16 MB, synced at the end as each shard is; plain reads are of 16 MB. Cold: the files'
-pages are dropped before, which is checked. Two: two processes, a shard each at a time.
+Each contestant does the same bytes on the same disk in the same minutes, in an order drawn anew
+each round. The disk's own speed is what plain programs get, the better of two: 16 MB at a time
+through the page cache, and past it (O_DIRECT, aligned memory). All writes are of new files, synced
+at the end as each shard is. Cold: the files' pages are dropped before, which is checked. 1, 2:
+processes, a shard each at a time.
 """
 
 import os
+import random
 import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from storage.dataset import create_dataset
-from storage.encodings import ENCODINGS
+from storage.arrays import aligned_empty, as_bytes
+from storage.bench.limits import PAGE, PIECE, drop_from_cache, read_plainly, strain_files
+from storage.bench.sets import noise, noise_schema, noise_set, write_shards
+from storage.bench.write import write_plainly
 from storage.manifest import require_complete
-from storage.schema import GROUP_METADATA, Event, Parameter, Schema, shard_files
+from storage.schema import GROUP_METADATA
 from storage.verify import verify_shard
-from storage.writer import write_shard
 
-PIECE = 16 * 2**20
 SHARDS = 4
-SCHEMA = Schema(
-    events=512 * SHARDS,
-    events_per_shard=512,
-    detectors=("E1", "E2", "E3"),
-    samples=65_536,
-    sample_rate=8192.0,
-    encoding=ENCODINGS["float32"],
-    noisy=True,
-    parameters=(Parameter("chirp_mass", "Msun", "Uniform(25, 100)", 25.0, 100.0),),
-    frequencies=9,
-    frequency_step=1.0,
-)
-STRAIN = [
-    np.random.default_rng(k).standard_normal((3, 65_536)).astype(np.float32) for k in range(16)
-]
+SCHEMA = noise_schema("float32", 512 * SHARDS, 512)
+STRAIN = noise(SCHEMA)
 
 
-def events(shard: int) -> Iterator[Event]:
-    """Events whose strain is at hand."""
-    for number in SCHEMA.events_of(shard):
-        yield Event(number, STRAIN[number % 16], np.array([30.0]), np.ones(3), {})
+def room() -> memoryview:
+    """Memory as disks want it: in a child, what its parent allocated is copied to small pages."""
+    return as_bytes(aligned_empty((PIECE,), np.dtype(np.uint8)))
 
 
-def write_plainly(folder: Path) -> None:
-    """Write as many bytes as the shards have."""
-    length = (folder / shard_files(0)["strain"]).stat().st_size
-    data = memoryview(np.concatenate(STRAIN).tobytes())[:PIECE]
-    for shard in range(SHARDS):
-        with (folder.parent / f"plain-{shard}").open("wb", buffering=0) as file:
-            for start in range(0, length, PIECE):
-                file.write(data[: min(PIECE, length - start)])
-            os.fsync(file.fileno())
+def read_one(folder: Path, shard: int) -> None:
+    """Read a shard's file of strain through the page cache."""
+    read_plainly(strain_files(folder, [shard]), 1)
 
 
-def write_shards(folder: Path) -> None:
-    """Write all shards anew."""
-    for shard in range(SHARDS):
-        write_shard(folder, SCHEMA, shard, events(shard))
+def read_past_cache(folder: Path, shard: int) -> None:
+    """Read it past the page cache."""
+    (path,) = strain_files(folder, [shard])
+    descriptor, buffer, offset = os.open(path, os.O_RDONLY | os.O_DIRECT), room(), 0
+    while count := os.preadv(descriptor, [buffer], offset):
+        offset += count
+        if count % PAGE:
+            break
+    os.close(descriptor)
+    assert offset == path.stat().st_size, f"{path}: read {offset} bytes"
 
 
-def read_plainly(folder: Path, shard: int) -> None:
-    """Read a shard's file of strain."""
-    buffer = memoryview(bytearray(PIECE))
-    with (folder / shard_files(shard)["strain"]).open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
+def write_past_cache(root: Path, lengths: list[int]) -> None:
+    """Write files of such lengths, but for what is less than a page, past the page cache."""
+    buffer = room()
+    buffer[:] = np.random.default_rng(1).bytes(PIECE)
+    for number, length in enumerate(lengths):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_DIRECT
+        descriptor = os.open(root / f"plain-{number}", flags)
+        for start in range(0, length // PAGE * PAGE, PIECE):
+            os.pwrite(descriptor, buffer[: min(PIECE, length // PAGE * PAGE - start)], start)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def verify(folder: Path, shard: int) -> None:
@@ -82,19 +77,11 @@ def verify(folder: Path, shard: int) -> None:
     assert not found, found
 
 
-def drop(folder: Path) -> None:
-    """Drop the shards' pages, and see that they are gone."""
-    for shard in range(SHARDS):
-        descriptor = os.open(folder / shard_files(shard)["strain"], os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        try:
-            os.preadv(descriptor, [bytearray(4096)], 100 * 2**20, os.RWF_NOWAIT)
-        except BlockingIOError:
-            pass
-        else:
-            raise SystemExit("the pages cannot be dropped here: no cold reads")
-        finally:
-            os.close(descriptor)
+def processor_time(work: Callable[[], object]) -> float:
+    """Do something, and say how long this process's processors were at work for it [s]."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
 
 
 def main() -> None:
@@ -102,48 +89,67 @@ def main() -> None:
     place = sys.argv[1] if len(sys.argv) > 1 else None
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     root = Path(tempfile.mkdtemp(dir=place))
-    folder = root / "events.zarr"
-    create_dataset(folder, SCHEMA, np.ones((3, 9)))
-    write_shards(folder)
-    gigabytes = SHARDS * (folder / shard_files(0)["strain"]).stat().st_size / 1e9
-    shards = range(SHARDS)
-    seconds: dict[str, list[float]] = {}
+    folder, shards = noise_set(root / "events.zarr", SCHEMA), range(SHARDS)
+    files, copies = strain_files(folder, shards), [root / f"plain-{shard}" for shard in shards]
+    lengths = [path.stat().st_size for path in files]
+    gigabytes = sum(lengths) / 1e9
+    seconds, processor = dict[str, list[float]](), dict[str, list[float]]()
 
-    def timed(name: str, work: Callable[[], object]) -> None:
+    def timed(name: str, work: Callable[[], float]) -> None:
         start = time.perf_counter()
-        work()
+        spent = work()
         seconds.setdefault(name, []).append(time.perf_counter() - start)
+        processor.setdefault(name, []).append(spent)
 
+    def write(name: str, work: Callable[[], object], written: list[Path]) -> None:
+        for path in written:  # freeing them is no part of writing
+            path.unlink(missing_ok=True)
+        timed(name, partial(processor_time, work))
+
+    def read(state: str, name: str, work: Callable[[Path, int], None], two: bool) -> None:
+        tasks = [partial(work, folder, shard) for shard in shards]
+        if state == "cold":
+            drop_from_cache(files)
+        each = pool.map if two else map
+        timed(f"{state}, {2 if two else 1}: {name}", lambda: sum(each(processor_time, tasks)))
+
+    writers = {
+        "plain": (partial(write_plainly, root, folder, SCHEMA), copies),
+        "plain past the cache": (partial(write_past_cache, root, lengths), copies),
+        "write_shard": (partial(write_shards, folder, SCHEMA, STRAIN), files),
+    }
+    readers = {"plain": read_one, "plain past the cache": read_past_cache, "verify_shard": verify}
     with ProcessPoolExecutor(2) as pool:
         list(pool.map(verify, [folder] * SHARDS, shards))  # imports
         for _ in range(rounds):
-            timed("plain writes", lambda: write_plainly(folder))
-            timed("write_shard", lambda: write_shards(folder))
-            for state in ("cold", "warm"):
-                for name, work in (("plain reads", read_plainly), ("verify_shard", verify)):
-                    if state == "cold":
-                        drop(folder)
-                    timed(f"{name}, {state}", lambda w=work: [w(folder, s) for s in shards])
-                    if state == "cold":
-                        drop(folder)
-                    timed(
-                        f"{name}, {state}, two",
-                        lambda w=work: list(pool.map(w, [folder] * SHARDS, shards)),
-                    )
+            for name in random.sample(list(writers), len(writers)):
+                write(f"write: {name}", *writers[name])
+            jobs = [(name, two) for name in readers for two in (False, True)]
+            for name, two in random.sample(jobs, len(jobs)):
+                read("cold", name, readers[name], two)
+            for shard in shards:
+                read_one(folder, shard)
+            for name, two in random.sample(jobs, len(jobs)):
+                if name != "plain past the cache":
+                    read("warm", name, readers[name], two)
     require_complete(folder, SCHEMA)
     shutil.rmtree(root)
     print(f"{gigabytes:.2f} GB in {SHARDS} shards of float32, medians of {rounds} rounds")
-    for name, values in sorted(seconds.items()):
-        low, high = gigabytes / max(values), gigabytes / min(values)
-        median = gigabytes / statistics.median(values)
-        print(f"  {name:<26} {median:6.2f} GB/s  ({low:.2f} to {high:.2f})")
-    for ours, plain in (
-        ("write_shard", "plain writes"),
-        *((f"verify_shard, {s}", f"plain reads, {s}") for s in ("cold", "warm")),
-        *((f"verify_shard, {s}, two", f"plain reads, {s}, two") for s in ("cold", "warm")),
-    ):
-        ratios = [p / o for o, p in zip(seconds[ours], seconds[plain], strict=True)]
-        print(f"  {ours} reaches {statistics.median(ratios):.2f} of {plain}")
+    for name in sorted(seconds):
+        low, high = gigabytes / max(seconds[name]), gigabytes / min(seconds[name])
+        median = gigabytes / statistics.median(seconds[name])
+        spent = statistics.median(processor[name]) / gigabytes
+        print(f"  {name:<32} {median:5.2f} GB/s ({low:.2f} to {high:.2f}), {spent:.2f} CPU-s/GB")
+    for name in sorted(seconds):
+        work, _, ours = name.partition(": ")
+        for plain in (f"{work}: plain", f"{work}: plain past the cache"):
+            if ours in ("write_shard", "verify_shard") and plain in seconds:
+                pairs = zip(seconds[name], seconds[plain], strict=True)
+                ratios = sorted(plainly / here for here, plainly in pairs)
+                print(
+                    f"  {name} reaches {statistics.median(ratios):.2f} "
+                    f"({ratios[0]:.2f} to {ratios[-1]:.2f}) of {plain}"
+                )
 
 
 if __name__ == "__main__":

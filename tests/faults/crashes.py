@@ -1,7 +1,9 @@
 """Real crashes: a function runs in a forked child and is stopped, and killed, at a system call.
 
 What is on a disk changes in system calls only. A process of one thread that is killed right before
-each of its system calls, one after the other, has thus left every state that SIGKILL can leave.
+each of its system calls, one after the other, has thus left every state that SIGKILL can leave. If
+it starts threads, their calls count too, in the order in which they come; meanwhile the other
+threads go on, so that each run leaves one of the states that are possible at this call.
 
 The child is traced with ptrace: it stops where a system call starts and where it ends. Call the
 function once before, in the parent, so that the child inherits what is imported or cached then:
@@ -25,8 +27,9 @@ ROOM = 1 << 16  # bytes that child and parent share
 
 # linux/ptrace.h, the same on all architectures
 PTRACE_TRACEME, PTRACE_CONT, PTRACE_SYSCALL, PTRACE_SETOPTIONS = 0, 7, 24, 0x4200
-PTRACE_O_TRACESYSGOOD, PTRACE_O_EXITKILL = 1, 1 << 20
+PTRACE_O_TRACESYSGOOD, PTRACE_O_TRACECLONE, PTRACE_O_EXITKILL = 1, 1 << 3, 1 << 20
 SYSTEM_CALL_STOP = signal.SIGTRAP | 0x80  # thanks to TRACESYSGOOD
+WALL = 0x40000000  # linux/wait.h: threads too
 
 STARTING, REFUSED, RUNNING, DONE, RAISED = range(5)
 
@@ -101,12 +104,13 @@ def act_before_system_call(
 
 
 class _Child:
-    """A traced child that is stopped; its calls are made by the thread that forked it."""
+    """A traced child, one thread of which is stopped; all is asked by the thread that forked it."""
 
     def __init__(self, process: int, shared: mmap.mmap) -> None:
-        self._process = process
+        self._process = self._stopped = process
         self._shared = shared
-        self._within_call = False
+        self._threads = {process}
+        self._within_call = set[int]()  # those of its threads that are
         self._ended = False
 
     def start(self) -> None:
@@ -119,7 +123,7 @@ class _Child:
             )
         if not stopped:
             self._raise_unless_done()
-        options = PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL
+        options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_EXITKILL
         if _ptrace(PTRACE_SETOPTIONS, self._process, options):
             raise TracingNotPermittedError(f"ptrace: {os.strerror(ctypes.get_errno())}")
 
@@ -131,23 +135,23 @@ class _Child:
         """Go on to where a system call is about to start; False: the function has ended."""
         passed_on = 0
         while True:
-            _ptrace(PTRACE_SYSCALL, self._process, passed_on)
+            _ptrace(PTRACE_SYSCALL, self._stopped, passed_on)
             stopped_by = self._next_stop()
             if stopped_by is None:
                 self._raise_unless_done()
                 return False
-            passed_on = 0 if stopped_by == SYSTEM_CALL_STOP else stopped_by
+            passed_on = self._to_be_passed_on(stopped_by)
             if stopped_by == SYSTEM_CALL_STOP:
-                self._within_call = not self._within_call
-                if self._within_call:
+                self._within_call ^= {self._stopped}
+                if self._stopped in self._within_call:
                     return self._shared[0] == RUNNING
 
     def go_on(self) -> None:
         """Let it run to its end, unobserved."""
         passed_on = 0
         while not self._ended:
-            _ptrace(PTRACE_CONT, self._process, passed_on)
-            passed_on = self._next_stop() or 0
+            _ptrace(PTRACE_CONT, self._stopped, passed_on)
+            passed_on = self._to_be_passed_on(self._next_stop() or 0)
         self._raise_unless_done()
 
     def kill(self) -> None:
@@ -157,12 +161,23 @@ class _Child:
             self._next_stop()
 
     def _next_stop(self) -> int | None:
-        """Wait; the signal by which it is stopped now, or None when it has ended."""
-        _, status = os.waitpid(self._process, 0)
-        if os.WIFSTOPPED(status):
-            return os.WSTOPSIG(status)
-        self._ended, self._code = True, os.waitstatus_to_exitcode(status)
-        return None
+        """Wait; the signal by which a thread is stopped now, or None when all have ended."""
+        while True:
+            thread, status = os.waitpid(-self._process, WALL)
+            if os.WIFSTOPPED(status):
+                self._stopped = thread
+                return os.WSTOPSIG(status)
+            self._threads -= {thread}  # another may get its number
+            self._within_call -= {thread}
+            if thread == self._process:  # reported after all its threads
+                self._ended, self._code = True, os.waitstatus_to_exitcode(status)
+                return None
+
+    def _to_be_passed_on(self, stopped_by: int) -> int:
+        """The signal that the stopped thread gets; none where it is the tracing that stopped it."""
+        new = self._stopped not in self._threads
+        self._threads.add(self._stopped)
+        return 0 if new or stopped_by in (SYSTEM_CALL_STOP, signal.SIGTRAP) else stopped_by
 
     def _raise_unless_done(self) -> None:
         if self._shared[0] == RAISED:
@@ -183,6 +198,7 @@ def _traced(function: Callable[[], object]) -> Iterator[_Child]:
         process = os.fork()
         if process == 0:
             _be_traced(function, shared)
+        os.setpgid(process, process)  # so that its threads can be waited for, and nobody else
         child = _Child(process, shared)
         try:
             child.start()

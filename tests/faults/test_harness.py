@@ -2,9 +2,11 @@
 
 import ctypes
 import errno
+import itertools
 import os
 import signal
 import struct
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +29,13 @@ NOBODY = 65534
 def ask(times):
     for _ in range(times):
         os.getppid()
+
+
+def in_thread(function):
+    """Run a function in a thread, to its end."""
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
 
 
 def in_child(function):
@@ -87,6 +96,37 @@ def test_a_run_with_fewer_calls_ends_by_itself(written_byte_by_byte):
     path, write = written_byte_by_byte
     assert not run_until_system_call(write, 5)
     assert path.read_bytes() == b"abcd"
+
+
+def test_the_calls_of_its_threads_count_too(traced):
+    assert system_calls(partial(in_thread, partial(ask, 100))) > 100
+
+
+def left_by(disturb, path, write):
+    """What a thread has left that was disturbed at each call, until five states were seen."""
+    left = set()
+    for _ in range(20):  # the order of the calls of two threads varies
+        for n in itertools.count(1):
+            path.write_bytes(b"")
+            reached = disturb(partial(in_thread, write), n)
+            left.add(path.read_bytes())
+            if not reached:
+                break
+        if len(left) == 5:
+            break
+    return left
+
+
+def test_a_thread_is_killed_between_any_two_of_its_calls(written_byte_by_byte):
+    left = left_by(run_until_system_call, *written_byte_by_byte)
+    assert left == {b"", b"a", b"ab", b"abc", b"abcd"}
+
+
+def test_something_can_be_done_between_any_two_calls_of_a_thread(written_byte_by_byte):
+    path, write = written_byte_by_byte
+    empty = partial(path.write_bytes, b"")
+    left = left_by(partial(act_before_system_call, action=empty), path, write)
+    assert left >= {b"abcd", b"bcd", b"cd", b"d"}
 
 
 def test_something_can_be_done_between_two_calls(written_byte_by_byte):

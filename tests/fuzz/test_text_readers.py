@@ -167,6 +167,21 @@ def test_a_recipe_of_no_sense_is_refused(name, tmp_path, monkeypatch):
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.parametrize("recipe", ["config: bomb.yaml", "{events: 4, 'config': bomb.yaml}"])
+def test_a_recipe_within_a_recipe_is_refused_before_it_is_read(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bomb.yaml").write_text(YAMLS["alias bomb"])
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    with pytest.raises(InputError, match="recipe.yaml names another recipe; give each of them"):
+        read_config(DatasetConfig, "recipe.yaml")
+
+
+def test_a_section_that_names_a_file_is_refused_in_words_of_recipes(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("events: 4\nsegment: other.yaml\n")
+    with pytest.raises(InputError, match="segment: got 'other.yaml', it is a section of keys and"):
+        read_config(DatasetConfig, str(tmp_path / "recipe.yaml"))
+
+
 REFUSED = {
     "samples": "segment.duration=1e308",
     "infinite": "segment.duration=.inf",

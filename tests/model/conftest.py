@@ -13,57 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toy import SMALL_NETWORK, TOY, write_shards
 
-from model.checkpoint import config_to_bytes
-from model.config import EmbeddingConfig, FlowConfig, OptimiserConfig, TrainConfig
+from model.config import TrainConfig
+from model.recipe import config_to_bytes
 from model.train import TrainReport, train
-from storage.dataset import create_dataset
-from storage.encodings import ENCODINGS
-from storage.schema import Event, Parameter, Schema
-from storage.writer import write_shard
+from storage.dataset import read_schema
+from storage.schema import Schema
 
 torch.set_num_threads(1)  # as in the subprocesses below: sums are then made in the same order
-
-START = 1126259642.3
-TOY = Schema(
-    events=240,
-    events_per_shard=100,
-    detectors=("E1", "E2"),
-    samples=1024,
-    sample_rate=1024.0,
-    encoding=ENCODINGS["float32"],
-    noisy=True,
-    parameters=(
-        Parameter("chirp_mass", "Msun", "Uniform(25, 100)", 25.0, 100.0),
-        Parameter("phase", "rad", "0.5", 0.5, 0.5),
-        Parameter("geocent_time", "s", f"Uniform({START}, {START + 0.2})", START, START + 0.2),
-    ),
-    frequencies=513,
-    frequency_step=1.0,
-    provenance={"band": [16.0, 512.0], "seed": 1},
-)
-SMALL_NETWORK = TrainConfig(
-    embedding=EmbeddingConfig(patch=(4, 8), channels=(8, 16), condition=16),
-    flow=FlowConfig(transforms=4, hidden=16, blocks=1, bins=4),
-    optimiser=OptimiserConfig(learning_rate=5e-3),
-    epochs=5,
-    batch_size=20,
-    validation=0.1,
-    device="cpu",
-)
-
-
-def draw_event(schema: Schema, number: int) -> Event:
-    """A burst: chirp_mass is its frequency, geocent_time its place; a function of the number."""
-    draw = np.random.default_rng((number, schema.provenance["seed"]))
-    mass, moment = draw.uniform(25, 100), draw.uniform(START, START + 0.2)
-    time = np.arange(schema.samples) / schema.sample_rate - 0.1 - 4 * (moment - START)
-    burst = np.sin(2 * np.pi * (20 + mass) * time) * np.exp(-((time / 0.03) ** 2))
-    strain = np.outer(np.linspace(4, 3, len(schema.detectors)), burst)
-    snr = np.linalg.norm(strain, axis=1)
-    if schema.noisy:
-        strain = strain + draw.standard_normal(strain.shape)
-    return Event(number, strain.astype(np.float32), np.array([mass, 0.5, moment]), snr, {})
 
 
 @pytest.fixture(scope="session")
@@ -74,13 +32,26 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def write(**changes: object) -> Path:
         schema = replace(TOY, **changes)
         folder = tmp_path_factory.mktemp("data") / "toy.zarr"
-        create_dataset(folder, schema, np.ones((len(schema.detectors), schema.frequencies)))
-        for shard in range(schema.shards):
-            events = (draw_event(schema, number) for number in schema.events_of(shard))
-            write_shard(folder, schema, shard, events)
+        write_shards(folder, schema, range(schema.shards))
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def flip_bit() -> Callable[..., None]:
+    """Flip a bit of an event's strain; a second call puts it right again."""
+
+    def flip(folder: Path, event: int) -> None:
+        per_shard = read_schema(folder).events_per_shard
+        path = folder / f"strain/c/{event // per_shard}/0/0"
+        content = bytearray(path.read_bytes())
+        index = np.frombuffer(content[-16 * per_shard - 4 : -4], "<u8").reshape(per_shard, 2)
+        offset, length = index[event % per_shard].tolist()
+        content[offset + length // 2] ^= 8
+        path.write_bytes(content)
+
+    return flip
 
 
 @pytest.fixture(scope="session")

@@ -91,13 +91,12 @@ def test_an_untrained_estimator_returns_the_prior(schema, config, toy_data, stra
     middle = [[40.0, START + 0.05], [60.0, START + 0.1], [80.0, START + 0.15]]
     theta = torch.tensor([middle], dtype=torch.float64).expand(6, -1, -1)
     density = untrained.log_prob(theta, strain)
-    # As good as 240 events tell the mean and variance of a uniform distribution.
-    assert torch.allclose(density, torch.tensor(-np.log(VOLUME)), atol=0.3)
+    assert torch.allclose(density, torch.tensor(-np.log(VOLUME)), atol=1e-3)
     samples, _ = untrained.sample(strain[:1], 20_000)
     shares = (samples[0] - torch.tensor([25, START], dtype=torch.float64)) / torch.tensor([75, 0.2])
     quartiles = shares.quantile(torch.tensor([0.25, 0.5, 0.75]).double(), 0)
-    assert torch.allclose(quartiles[:, 0], torch.tensor([0.25, 0.5, 0.75]).double(), atol=0.06)
-    assert torch.allclose(quartiles[:, 1], torch.tensor([0.25, 0.5, 0.75]).double(), atol=0.06)
+    assert torch.allclose(quartiles[:, 0], torch.tensor([0.25, 0.5, 0.75]).double(), atol=0.02)
+    assert torch.allclose(quartiles[:, 1], torch.tensor([0.25, 0.5, 0.75]).double(), atol=0.02)
 
 
 def test_data_that_do_not_name_their_band_are_refused(schema):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.checkpoint import read_history
+from model.history import read_history
 from model.plots import plot_corner, plot_loss, plot_pp
 from storage.results import Posterior
 

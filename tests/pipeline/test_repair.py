@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import blake3
 import numpy as np
 import pytest
 from crashes import run_until_system_call, system_calls
@@ -19,7 +20,9 @@ from pipeline.repair import _Proof, repair_dataset
 from pipeline.run import checks_of, simulate_dataset, simulator_of_dataset
 from pipeline.verify import verify_dataset
 from storage.dataset import read_schema
+from storage.documents import parse_json
 from storage.errors import DamagedDataError, InputError
+from storage.info import describe
 from storage.local import LocalStore
 from storage.manifest import finished_shards, read_manifest
 from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK, shard_files
@@ -267,6 +270,32 @@ def test_each_file_of_the_metadata_is_restored_and_nothing_else_is_written(
     assert changed(before, times(folder)) == [name]
 
 
+def test_the_folder_of_the_manifests_is_restored_with_all_that_was_in_it(folder, repair, expected):
+    shutil.rmtree(folder / "manifest")
+    assert repair().remaining == []
+    assert changed(expected, digests(folder)) == []
+
+
+@pytest.mark.parametrize("name", ["strain/c/1/0/0", "manifest/000001.json", PSD_CHUNK])
+def test_a_folder_in_place_of_a_file_is_named_by_a_repair_and_left(folder, repair, name):
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(InputError, match=f"{name}: is a folder, where a file has to be") as told:
+        repair()
+    assert "partial" not in str(told.value)
+    assert (folder / name).is_dir()
+    (folder / name).rmdir()
+    assert repair().remaining == []
+
+
+def test_a_file_in_place_of_a_folder_is_named_by_a_repair_and_left(folder, repair):
+    shutil.rmtree(folder / "strain/c/1")
+    (folder / "strain/c/1").touch()
+    with pytest.raises(InputError, match="strain/c/1: is a file, where a folder has to be"):
+        repair()
+    assert (folder / "strain/c/1").is_file()
+
+
 def test_all_metadata_but_one_of_two_and_a_shard_are_restored_at_once(folder, repair, expected):
     for name in (GROUP_METADATA, PSD_CHUNK, *CHILDREN, "strain/c/0/0/0"):
         (folder / name).unlink()
@@ -311,6 +340,18 @@ def test_a_psd_whose_file_is_gone_stays_lost_and_that_is_said(
 
 
 # What is nobody's
+
+
+def test_what_cannot_be_simulated_again_is_one_sentence_and_the_rest_is_restored(folder, command):
+    shutil.rmtree(folder)
+    shutil.copytree(Path(__file__).parents[1] / "golden/float32", folder)  # says not by whom
+    (folder / CHILDREN[1]).unlink()
+    flip(folder / PSD_CHUNK, 9)
+    code, said = command("repair")
+    assert (code, said.count("remains: ")) == (strainflow.ANSWER_IS_NO, 1)
+    assert f"remains: {PSD_CHUNK}: is not as it was written" in said
+    flip(folder / "strain/c/1/0/0", 5000)
+    assert command("repair") == (strainflow.WRONG_CALL, "")
 
 
 def test_foreign_files_stay_and_are_named_with_exit_code_1(folder, command, expected):
@@ -469,9 +510,44 @@ def test_a_damaged_manifest_of_other_bytes_proves_nothing(folder, other, repair)
     assert read_manifest(folder, read_schema(folder), 1).replaced == there
 
 
-def blake3_of(path):
-    import blake3
+@pytest.mark.parametrize("accept", [False, True])
+@pytest.mark.parametrize("renamed", [1, 3])
+def test_what_a_damaged_manifest_gave_way_to_is_known_though_the_repair_was_stopped(
+    folder, other, repair, renamed, accept
+):
+    """As FORMAT.md says of a manifest that is cut off."""
+    schema, paths = read_schema(folder), list(shard_files(1).values())
+    cut(folder / "manifest/000001.json")
+    there = {path: (folder / path).read_bytes() for path in paths}
+    simulator, _ = simulator_of_dataset(str(folder))
 
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(
+            folder,
+            schema,
+            1,
+            simulator.events(schema.events_of(1)),
+            stop,
+            _Proof(LocalStore(folder), True, 1).approve,
+        )
+    for path in paths[renamed:]:
+        (folder / path).write_bytes(there[path])
+    with pytest.raises(DamagedDataError):  # nobody takes it for finished
+        read_manifest(folder, schema, 1)
+    assert describe(folder).damaged_manifests == ["manifest/000001.json"]
+    left = (folder / "manifest/000001.json").read_bytes()
+    whole = parse_json(left + b"}\n", "whole")
+    report = repair(accept)
+    assert (report.refused, report.remaining) == ({}, [])
+    assert read_manifest(folder, schema, 1).files == whole["files"]
+    replaced = read_manifest(folder, schema, 1).replaced
+    assert replaced == {path: blake3.blake3(data).hexdigest() for path, data in there.items()}
+
+
+def blake3_of(path):
     return blake3.blake3(path.read_bytes()).hexdigest()
 
 

@@ -177,7 +177,7 @@ def test_ranges_are_fetched_over_several_connections_at_once(s3, proxy, on_disk)
     url = upload(s3, on_disk("float32"))
     s3fs.S3FileSystem.clear_instance_cache()
     before = proxy.connections
-    for _ in EventStream(url, batch_size=EVENTS, seed=3):
+    for _ in EventStream(url, batch_size=EVENTS // 2, seed=3):
         pass
     assert proxy.connections - before >= 8
 

@@ -7,6 +7,7 @@ in tests/faults shows that a process is killed where it should be, and that disk
 import errno
 import itertools
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from crashes import act_before_system_call, run_until_system_call, system_calls
 from permitted import skipped_where_not_permitted
 from small_disks import small_disk
 
+from storage import files
 from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError, InputError
 from storage.local import LocalStore
@@ -70,6 +72,12 @@ def traced():
     """Skip where nothing can be traced."""
     with skipped_where_not_permitted():
         system_calls(int)
+
+
+@pytest.fixture
+def pieces_of_a_page(monkeypatch):
+    """Have threads write the files of the short data set, which one piece would hold otherwise."""
+    monkeypatch.setattr(files, "PIECE", mmap.PAGESIZE)
 
 
 @pytest.fixture
@@ -250,6 +258,14 @@ def test_killed_at_any_system_call_nothing_is_half_written_and_a_rerun_gives_the
     assert faults_of_killed(complete, every) == {}
 
 
+@every_call_or(23)
+@pytest.mark.usefixtures("pieces_of_a_page")
+def test_killed_while_threads_write_nothing_is_half_written_and_a_rerun_gives_the_same_bytes(
+    faults_of_killed, complete, every
+):
+    assert faults_of_killed(complete, every) == {}
+
+
 @every_call_or(13)
 @pytest.mark.parametrize(("share", "finished"), [(0.6, []), (0.9, [0])])
 def test_killed_again_while_it_is_resumed_a_run_is_completed_by_the_next(
@@ -299,9 +315,25 @@ def test_a_disk_full_at_any_system_call_leaves_nothing_half_written_and_a_rerun_
     assert faults_of_full(complete, every) == {}
 
 
+@every_call_or(23)
+@pytest.mark.usefixtures("pieces_of_a_page")
+def test_a_disk_full_while_threads_write_leaves_nothing_half_written_and_a_rerun_the_same_bytes(
+    faults_of_full, complete, every
+):
+    assert faults_of_full(complete, every) == {}
+
+
 @every_call_or(7)
 def test_a_disk_read_only_at_any_system_call_leaves_nothing_half_written_and_a_rerun_the_same_bytes(
     faults_of_read_only, complete, undisturbed, every
+):
+    assert faults_of_read_only(complete, every) == {}
+
+
+@every_call_or(23)
+@pytest.mark.usefixtures("pieces_of_a_page")
+def test_a_disk_read_only_while_threads_write_leaves_nothing_half_written_and_the_same_bytes(
+    faults_of_read_only, complete, every
 ):
     assert faults_of_read_only(complete, every) == {}
 
@@ -375,3 +407,22 @@ def test_a_shard_that_fills_the_disk_gives_the_space_back(disk, on_disk, row):
     with pytest.raises(OSError, match=FULL):
         write_shard(on_disk.folder, on_disk.schema, 0, events)
     assert set(content(on_disk.folder)) == names
+
+
+@pytest.mark.usefixtures("pieces_of_a_page")
+@pytest.mark.parametrize("row", range(4))
+def test_a_shard_in_pieces_that_fills_the_disk_gives_the_space_back(disk, on_disk, row):
+    test_a_shard_that_fills_the_disk_gives_the_space_back(disk, on_disk, row)
+
+
+@pytest.mark.usefixtures("pieces_of_a_page")
+def test_a_piece_that_finds_no_room_is_told_by_each_call_that_waits_for_it(disk):
+    file = files.AtomicFile(disk.folder / "x")
+    with pytest.raises(OSError, match=FULL):
+        file.write(bytes(2 * ROOM))
+    for late in (file.digest, file.finish, file.finish):
+        with pytest.raises(OSError, match=FULL):
+            late()
+    file.discard()
+    assert list(disk.folder.iterdir()) == []
+    files.write_atomically(disk.folder / "x", bytes(ROOM - mmap.PAGESIZE))  # the room is back

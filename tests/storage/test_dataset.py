@@ -9,6 +9,7 @@ import blake3
 import google_crc32c
 import numpy as np
 import pytest
+from unreadable import on_a_bad_sector
 
 from storage import open_dataset
 from storage.dataset import (
@@ -23,7 +24,7 @@ from storage.encodings import ENCODINGS, Encoding, certified
 from storage.errors import DamagedDataError, InputError
 from storage.local import LocalStore
 from storage.manifest import finished_shards, read_manifests, require_complete
-from storage.shard import read_index
+from storage.shard_reader import read_index
 from storage.urls import store_of
 from storage.writer import write_shard
 
@@ -189,6 +190,12 @@ def test_a_second_run_into_one_folder_is_refused_until_the_first_has_ended(tmp_p
 def test_another_psd_is_refused(filled):
     with pytest.raises(InputError, match=r"another configuration \(psd.attributes.sha256: "):
         create_dataset(filled.folder, filled.schema, 2 * filled.psd)
+
+
+def test_a_psd_that_the_disk_cannot_read_is_damage_that_is_named(filled, monkeypatch):
+    on_a_bad_sector(monkeypatch, filled.folder / "psd/c/0/0")
+    with pytest.raises(DamagedDataError, match="psd/c/0/0: cannot be read .*; `strainflow repair"):
+        read_psd(filled.folder)
 
 
 @pytest.mark.parametrize("change", ["lost", "altered"])

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from storage.encodings import ENCODINGS, certified, encoding_for, encoding_named
+from storage.encodings import (
+    ENCODINGS,
+    LARGEST_LOSS,
+    Encoding,
+    certified,
+    encoding_for,
+    encoding_named,
+)
 from storage.errors import InputError
 
 INTEGERS = ["int16", "int8", "int16+blosc", "int8+blosc"]
@@ -61,6 +68,39 @@ def test_the_largest_magnitude_fits_and_the_next_one_is_refused_by_name_and_numb
         InputError, match=rf"event 4711: its peak of .* encoding {re.escape(encoding)}, .* up to"
     ):
         ENCODINGS[encoding].encode(strain, 4711)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "peak", "wider"),
+    [
+        (ENCODINGS["int8"], 20, "int16"),
+        (ENCODINGS["int8+blosc"], 20, "int16+blosc"),
+        (ENCODINGS["int8"], 600, "float32"),
+        (certified(Encoding("int8", 0.125, compressed=True), 1e-6), 20, "float32+blosc"),
+        (ENCODINGS["int16"], 600, "float32"),
+    ],
+)
+def test_the_encoding_that_is_advised_holds_the_event_and_keeps_the_promise(encoding, peak, wider):
+    strain = np.random.default_rng(0).standard_normal((3, 4000)).astype("f4")
+    strain[1, 7] = peak
+    with pytest.raises(InputError, match=f"name the encoding {re.escape(wider)}, or simulate"):
+        encoding.encode(strain, 3)
+    advised = certified(ENCODINGS[wider], encoding.max_snr_loss)
+    advised.certify(strain, advised.encode(strain, 3), True, 3)
+
+
+def test_who_named_an_encoding_that_breaks_the_promise_is_told_of_some_that_keep_it():
+    source = Encoding("int8", 0.15, compressed=True)
+    strain = source.decode(
+        source.encode(np.random.default_rng(0).standard_normal((3, 65_536)).astype("f4"), 3)
+    )
+    for name in ("int8", "int16", "float16"):
+        named = certified(ENCODINGS[name], 1e-9)
+        with pytest.raises(InputError, match=r"name no encoding .* or name float32\+blosc"):
+            named.certify(strain, named.encode(strain, 3), True, 3)
+    chosen = encoding_for(1e-9, True, source.limit, source)
+    for kept in (chosen, certified(ENCODINGS["float32+blosc"], 1e-9)):
+        assert kept.certify(strain, kept.encode(strain, 3), True, 3) == 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -136,7 +176,7 @@ def test_an_unknown_encoding_is_refused_with_those_that_are_known(name):
 # Promises
 
 
-@pytest.mark.parametrize("loss", [-1e-9, 1.0, 2.0, float("nan")])
+@pytest.mark.parametrize("loss", [-1e-9, 0.0501, 0.9, 2.0, float("nan")])
 def test_an_impossible_promise_is_refused(loss):
     with pytest.raises(InputError, match="max_snr_loss: got .* lies between 0"):
         certified(ENCODINGS["int8"], loss)
@@ -148,7 +188,7 @@ def signals(scale: float) -> dict[str, np.ndarray]:
     return {"steady": steady, "growing": steady * np.exp(40 * time)}
 
 
-@pytest.mark.parametrize("loss", [1e-5, 1e-4, 1e-3, 1e-2, 0.1])
+@pytest.mark.parametrize("loss", [1e-5, 1e-4, 1e-3, 1e-2, LARGEST_LOSS])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
 @pytest.mark.parametrize("kind", ["steady", "growing"])
 def test_a_signal_is_rounded_to_a_power_of_two_that_keeps_its_promise(kind, scale, loss):

@@ -5,11 +5,18 @@ That files are whole or not there is shown in `test_crashes.py`.
 """
 
 import os
+import random
+import threading
 from pathlib import Path
 
+import blake3
 import pytest
 
+from storage import files
 from storage.files import AtomicFile, write_atomically
+from storage.pagecache import resident_share
+
+PIECE = 4 * 4096
 
 
 @pytest.fixture
@@ -59,3 +66,118 @@ def test_what_is_discarded_is_gone_and_what_is_finished_stays(tmp_path):
     file.finish()
     file.discard()
     assert list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
+# Long files
+
+
+@pytest.fixture
+def short_pieces(monkeypatch):
+    """Pieces of four pages."""
+    monkeypatch.setattr(files, "PIECE", PIECE)
+
+
+def write(path, content, longest=PIECE):
+    """Write a file in parts of all lengths; return what it says before it has its name."""
+    file, draw, start = AtomicFile(path), random.Random(1), 0
+    while start < len(content):
+        part = content[start : start + draw.randint(1, longest)]
+        file.write(memoryview(part))
+        start += len(part)
+    said = file.length, file.digest()
+    file.finish()
+    assert (file.length, file.digest()) == said
+    return said
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("strainflow")]
+
+
+@pytest.mark.usefixtures("short_pieces")
+@pytest.mark.parametrize("longest", [100, PIECE, 5 * PIECE])
+@pytest.mark.parametrize("pieces", [0, 1, 2, 3, 9])
+def test_a_file_has_the_bytes_length_and_digest_of_what_was_written(tmp_path, pieces, longest):
+    for more in (-1, 0, 1):
+        content = random.Random(pieces).randbytes(max(0, pieces * PIECE + more))
+        said = write(tmp_path / "x", content, longest)
+        assert (tmp_path / "x").read_bytes() == content
+        assert said == (len(content), blake3.blake3(content).hexdigest())
+    assert threads() == []
+
+
+@pytest.mark.usefixtures("short_pieces")
+def test_a_long_file_goes_past_the_page_cache_but_for_its_end(tmp_path):
+    write(tmp_path / "x", bytes(20 * PIECE + 5000))
+    if resident_share(tmp_path / "x") == 1:
+        pytest.skip("this file system has no way past the page cache")
+    assert resident_share(tmp_path / "x") == 1 / 82
+
+
+@pytest.mark.usefixtures("short_pieces")
+def test_what_the_disk_refuses_past_the_page_cache_goes_through_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_new_piece", lambda: memoryview(bytearray(PIECE + 1))[1:])
+    content = random.Random(2).randbytes(20 * PIECE + 5000)
+    write(tmp_path / "x", content)
+    assert resident_share(tmp_path / "x") == 1
+    assert (tmp_path / "x").read_bytes() == content
+
+
+@pytest.mark.usefixtures("short_pieces")
+def test_a_long_file_takes_the_memory_of_three_pieces_and_a_short_one_starts_no_thread(
+    tmp_path, monkeypatch
+):
+    taken, new_piece = [], files._new_piece
+    monkeypatch.setattr(files, "_new_piece", lambda: taken.append(1) or new_piece())
+    write(tmp_path / "x", bytes(50 * PIECE))
+    assert len(taken) == files.PIECES == 3
+    file = AtomicFile(tmp_path / "y")
+    file.write(bytes(PIECE - 1))
+    assert threads() == []
+    file.finish()
+
+
+@pytest.mark.usefixtures("short_pieces")
+def test_a_long_file_that_is_discarded_leaves_no_file_thread_or_descriptor(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    for pieces in (1, 2, 50):
+        file = AtomicFile(tmp_path / "x")
+        file.write(bytes(pieces * PIECE))
+        assert len(threads()) == 2
+        file.discard()
+        file.discard()
+        assert list(tmp_path.iterdir()) == []
+        assert threads() == []
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.usefixtures("short_pieces")
+def test_a_piece_that_cannot_be_written_is_told_and_the_file_never_gets_its_name(tmp_path):
+    """The descriptor is taken away, as a disk that goes away would."""
+    file = AtomicFile(tmp_path / "x")
+    file.write(bytes(PIECE))
+    file.digest()  # waits for the disk
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, file._file.fileno())
+    os.close(full)
+    with pytest.raises(OSError, match="No space left"):
+        file.write(bytes(20 * PIECE))
+    with pytest.raises(OSError, match="No space left"):
+        file.finish()
+    file.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("short_pieces")
+@pytest.mark.parametrize("pieces", [0, 3])
+def test_a_file_that_cannot_have_its_name_is_discarded(tmp_path, pieces):
+    before = os.listdir("/proc/self/fd")
+    file = AtomicFile(tmp_path / "x")
+    file.write(bytes(pieces * PIECE + 1))
+    (tmp_path / "x/y").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        file.finish()
+    file.discard()
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
+    assert threads() == []
+    assert os.listdir("/proc/self/fd") == before

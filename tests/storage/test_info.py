@@ -2,11 +2,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from unreadable import on_a_bad_sector
 
 from storage.commands import info
 from storage.dataset import SHARD_ARRAYS
 from storage.encodings import ENCODINGS, Encoding
-from storage.errors import InputError
+from storage.errors import MEND, DamagedDataError, InputError
 from storage.info import describe, summary
 from storage.manifest import read_manifests
 from storage.writer import write_shard
@@ -100,6 +101,57 @@ def test_every_damaged_shard_is_a_problem_of_its_own(filled):
     assert "strain/c/0/0/0: is missing" in facts.problems[0]
     assert "parameters/c/2/0: has 64 bytes, 72 were written" in facts.problems[1]
     assert all(f"  problem: {problem}" in summary(facts) for problem in facts.problems)
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def test_damaged_manifests_are_counted_and_named_and_the_rest_is_told(filled, capsys):
+    for shard in (0, 2):
+        cut_off(filled.folder / f"manifest/{shard:06d}.json")
+    facts = describe(filled.folder)
+    assert not facts.complete
+    assert facts.damaged_manifests == ["manifest/000000.json", "manifest/000002.json"]
+    assert (facts.finished_shards, facts.finished_events) == (1, 3)
+    assert facts.problems == [
+        "2 of 3 manifests are damaged, so nothing is known of their shards: manifest/000000.json, "
+        f"manifest/000002.json (the first: is not valid JSON, so it was altered); {MEND}"
+    ]
+    assert info(str(filled.folder)) == 1
+    said = capsys.readouterr().out
+    assert said.startswith(
+        f"{filled.folder}: NOT COMPLETE\n  problem: 2 of 3 manifests are damaged"
+    )
+    assert "E1, E2, E3 x 50 samples at 64 Hz" in said
+
+
+def test_damaged_manifests_are_told_apart_from_missing_ones(empty, finish):
+    finish(empty, [0, 1])
+    cut_off(empty.folder / "manifest/000001.json")
+    damaged, missing = describe(empty.folder).problems
+    assert damaged.startswith("1 of 2 manifests are damaged")
+    assert missing.startswith("1 of 3 shards are missing")
+
+
+def test_of_many_damaged_manifests_the_words_name_ten_and_json_all(tmp_path, small, start, finish):
+    data = finish(start(tmp_path / "x.zarr", replace(small, events=36)))
+    for path in data.folder.glob("manifest/0*.json"):
+        cut_off(path)
+    facts = describe(data.folder)
+    assert len(facts.damaged_manifests) == 12
+    assert "manifest/000009.json, ... (" in facts.problems[0]
+
+
+def test_a_manifest_that_the_disk_cannot_read_is_a_damaged_one(filled, monkeypatch):
+    on_a_bad_sector(monkeypatch, filled.folder / "manifest/000001.json")
+    assert describe(filled.folder).damaged_manifests == ["manifest/000001.json"]
+
+
+def test_metadata_that_the_disk_cannot_read_are_damage_that_is_named(filled, monkeypatch):
+    on_a_bad_sector(monkeypatch, filled.folder / "zarr.json")
+    with pytest.raises(DamagedDataError, match="zarr.json: cannot be read .*`strainflow repair"):
+        describe(filled.folder)
 
 
 def test_a_shard_that_does_not_pass_a_check_is_a_problem(empty, finish, capsys):

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -115,6 +116,35 @@ def test_a_clock_that_is_ahead_there_is_no_sign_of_death(place):
         hold(place)
 
 
+@pytest.mark.parametrize("ahead", [3600, float("inf")])
+def test_one_that_is_far_ahead_and_never_renewed_is_taken_over(place, ahead, monkeypatch):
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.1)
+    write_by_hand(place, renewed=time.time() + ahead)
+    assert hold(place)
+
+
+def test_one_that_is_far_ahead_and_renewed_is_respected(place, monkeypatch):
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.3)
+    write_by_hand(place, renewed=time.time() + 3600)
+    renewal = threading.Timer(0.2, lambda: write_by_hand(place, renewed=time.time() + 3600))
+    renewal.start()
+    with pytest.raises(InputError, match="process 4711 on elsewhere is writing there"):
+        hold(place)
+    renewal.join()
+
+
+def test_one_that_is_far_ahead_and_is_written_anew_by_a_process_that_died_is_taken_over(
+    place, monkeypatch
+):
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.3)
+    write_by_hand(place, renewed=time.time() + 3600)
+    stale = time.time() - STALE_SECONDS - 1
+    death = threading.Timer(0.2, lambda: write_by_hand(place, renewed=stale))
+    death.start()
+    assert hold(place)
+    death.join()
+
+
 def test_a_stale_document_of_another_host_is_taken_over(place):
     write_by_hand(place, renewed=time.time() - STALE_SECONDS - 1)
     assert not place.is_being_written()
@@ -127,6 +157,18 @@ def test_a_document_that_says_nothing_holds_nothing(place, content):
     paper(place).parent.mkdir(parents=True)
     paper(place).write_bytes(content)
     assert hold(place)
+
+
+def test_a_pipe_in_place_of_the_document_holds_nothing_and_nobody_waits_for_it(place):
+    paper(place).parent.mkdir(parents=True)
+    os.mkfifo(paper(place))
+    answers = []
+    asking = threading.Thread(
+        target=lambda: answers.append((place.is_being_written(), hold(place))), daemon=True
+    )
+    asking.start()
+    asking.join(20)
+    assert answers == [(False, True)]
 
 
 def test_a_process_here_that_merely_has_the_number_of_a_dead_writer_holds_nothing(place):
@@ -142,7 +184,8 @@ def test_a_holder_renews_its_document(place, monkeypatch):
         while Holder.parse(paper(place).read_bytes()).renewed <= first.renewed:
             assert time.monotonic() < deadline, "it is not renewed"
             time.sleep(0.01)
-        shutil.rmtree(paper(place).parent)  # the log may be deleted at any time
+        while paper(place).parent.exists():  # the log may be deleted at any time
+            shutil.rmtree(paper(place).parent, ignore_errors=True)  # while a renewal fills it
         time.sleep(0.1)
     assert not paper(place).exists()
 

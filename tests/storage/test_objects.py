@@ -1,17 +1,20 @@
 """The path by way of fsspec, with the store that needs no server; tests/services has a real one."""
 
 import errno
+import gc
 import itertools
 import os
 import socket
 import subprocess
 import sys
 import time
+import weakref
 from threading import Thread
 
 import fsspec
 import numpy as np
 import pytest
+from streams import flip_in_event, open_stream
 
 from storage.dataset import create_dataset, read_optimal_snr, read_parameters, read_psd, read_schema
 from storage.encodings import ENCODINGS
@@ -20,9 +23,10 @@ from storage.lease import SETTLE_SECONDS, STALE_SECONDS, Holder
 from storage.local import LocalStore
 from storage.manifest import manifest_path, require_complete
 from storage.objects import ObjectStore
+from storage.order import Window
 from storage.retries import retried
 from storage.schema import shard_files
-from storage.stream import EventStream
+from storage.shard_reader import ShardReader
 from storage.urls import local_folder, store_of
 from storage.verify import look_at_lengths, take_inventory, verify_shard
 
@@ -52,6 +56,13 @@ def pair(build, finish, url):
     create_dataset(url, data.schema, data.psd)
     finish(type(data)(url, data.schema, data.psd, data.events))
     return data, store_of(url)
+
+
+def copy_to(folder, url):
+    """The files of a folder as objects."""
+    store, files = store_of(url), LocalStore(folder)
+    for path in files.files():
+        store.write(path, files.read(path))
 
 
 def findings(store):
@@ -94,7 +105,7 @@ def test_a_data_set_is_read_back(both):
 
 def test_a_stream_delivers_what_it_does_from_a_folder_and_resumes_in_mid_epoch(both):
     data, store = both
-    streams = [EventStream(place, batch_size=2, seed=4) for place in (data.folder, store)]
+    streams = [open_stream(place, batch_size=2, seed=4) for place in (data.folder, store)]
     for here, there in zip(*streams, strict=True):
         assert np.array_equal(here.event, there.event)
         assert np.array_equal(here.parameters, there.parameters)
@@ -103,7 +114,7 @@ def test_a_stream_delivers_what_it_does_from_a_folder_and_resumes_in_mid_epoch(b
     next(batches)
     state = streams[1].state_dict()
     rest = [batch.event.tolist() for batch in batches]
-    resumed = EventStream(store.url, batch_size=2)
+    resumed = open_stream(store.url, batch_size=2)
     resumed.load_state_dict(state)
     assert [batch.event.tolist() for batch in resumed] == rest
 
@@ -161,7 +172,7 @@ def test_a_deleted_object_is_found(pair, name):
     assert found.startswith(f"{path}: is missing")
     assert quick_findings(store) == [path]
     with pytest.raises(DamagedDataError, match="is missing"):
-        EventStream(store, batch_size=2)
+        open_stream(store, batch_size=2)
 
 
 def test_a_manifest_without_a_byte_is_damage(pair):
@@ -378,3 +389,73 @@ def test_a_place_that_cannot_be_written_is_one_sentence():
     store = store_of("data://bucket/events.zarr")
     with pytest.raises(InputError, match="cannot"):
         store.write("x", b"x")
+
+
+@pytest.mark.parametrize("encoding", ["float32", "int16+blosc"])
+@pytest.mark.parametrize("window", [None, Window(2, 3)])
+def test_runs_of_neighbours_come_from_an_object_store_as_from_a_disk(
+    build, url, encoding, window, monkeypatch
+):
+    """A windowed order has fewer and larger requests than a global one."""
+    data = build(events=60, events_per_shard=12, encoding=ENCODINGS[encoding])
+    copy_to(data.folder, url)
+    asked = []
+    read_ranges = ObjectStore.read_ranges
+
+    def counted(store, ranges):
+        asked.extend(ranges)
+        return read_ranges(store, ranges)
+
+    monkeypatch.setattr(ObjectStore, "read_ranges", counted)
+    here = open_stream(data.folder, batch_size=12, window=window)
+    there = open_stream(url, batch_size=12, window=window)
+    asked.clear()
+    for mine, theirs in zip(here, there, strict=True):
+        assert np.array_equal(mine.strain, theirs.strain)
+        assert np.array_equal(mine.parameters, theirs.parameters)
+        assert np.array_equal(mine.event, theirs.event)
+    of_strain = [item for item in asked if item[0].startswith("strain/")]
+    assert len(of_strain) > 40 if window is None else len(of_strain) < 35
+
+
+def test_a_damaged_event_of_an_object_store_is_left_out_on_request(build, url):
+    data = build(events=20, events_per_shard=5)
+    flip_in_event(data.folder, 13)
+    copy_to(data.folder, url)
+    stream = open_stream(url, batch_size=4, damaged="skip", window=Window(2, 4))
+    seen = sorted(number for batch in stream for number in batch.event.tolist())
+    assert seen == [number for number in range(20) if number != 13]
+    assert list(stream.damaged) == [13]
+    with pytest.raises(DamagedDataError, match="event 13 has not the checksum"):
+        list(open_stream(url, batch_size=4))
+
+
+def test_an_event_that_an_object_store_damages_later_is_noticed_in_the_next_epoch(build, url):
+    data = build(events=20, events_per_shard=5)
+    copy_to(data.folder, url)
+    stream = open_stream(url, batch_size=4, damaged="skip")
+    assert len(list(stream)) == 5
+    flip_in_event(data.folder, 13)
+    copy_to(data.folder, url)
+    list(stream)
+    assert list(stream.damaged) == [13]
+
+
+def test_epochs_from_an_object_store_keep_no_reader_of_a_shard_that_was_let_go(
+    build, url, monkeypatch
+):
+    data = build(events=60, events_per_shard=2)
+    copy_to(data.folder, url)
+    stream = open_stream(url, batch_size=6)
+    monkeypatch.setattr(stream._reading, "_most", 4)
+    alive = weakref.WeakSet()
+    made = ShardReader.__init__
+
+    def noted(reader, *arguments):
+        made(reader, *arguments)
+        alive.add(reader)
+
+    monkeypatch.setattr(ShardReader, "__init__", noted)
+    for _ in stream.epochs(3):
+        gc.collect()
+        assert len(alive) <= 4 + 3 * 6  # kept, and of the batches that are read

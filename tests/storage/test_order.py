@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from storage.order import permuted
+from storage.order import Window, WindowedOrder, permuted
 
 SEEDS = st.integers(0, 2**64)
 # Below this a test fails by chance once in 10,000 runs; all draws are fixed, so it never does.
@@ -142,3 +142,112 @@ def test_the_order_does_not_follow_that_of_the_data_set():
 def test_a_position_outside_the_set_is_refused(position):
     with pytest.raises(IndexError, match=r"\[0, 10\)"):
         permuted(np.array([position]), 10, 0, 0)
+
+
+# Windows
+
+COUNTS = st.lists(st.integers(1, 20), min_size=1, max_size=8)
+WINDOWS = st.builds(Window, st.integers(1, 7), st.integers(1, 9))
+
+
+@given(counts=COUNTS, window=WINDOWS, seed=SEEDS, epoch=st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_every_windowed_epoch_is_a_permutation(counts, window, seed, epoch):
+    order = WindowedOrder(np.array(counts), window)
+    size = sum(counts)
+    assert np.array_equal(np.sort(order(np.arange(size), seed, epoch)), np.arange(size))
+
+
+@given(data=st.data(), counts=COUNTS, window=WINDOWS, seed=SEEDS)
+@settings(max_examples=40, deadline=None)
+def test_a_position_in_a_window_is_computed_without_its_neighbours(data, counts, window, seed):
+    size = sum(counts)
+    whole = WindowedOrder(np.array(counts), window)(np.arange(size), seed, 3)
+    asked = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1)))
+    fresh = WindowedOrder(np.array(counts), window)
+    assert np.array_equal(fresh(asked, seed, 3), whole[asked])
+
+
+def test_the_windowed_order_is_the_one_that_was_pinned():
+    """Made by `order(numpy.arange(32), 1, 0).tolist()`, as below."""
+    order = WindowedOrder(np.array([5, 8, 8, 8, 3]), Window(2, 3))
+    assert order(np.arange(32), 1, 0).tolist() == [
+        25,
+        30,
+        29,
+        24,
+        23,
+        31,
+        27,
+        26,
+        28,
+        21,
+        22,
+        18,
+        3,
+        16,
+        2,
+        17,
+        4,
+        13,
+        1,
+        0,
+        19,
+        20,
+        15,
+        14,
+        11,
+        9,
+        10,
+        6,
+        5,
+        12,
+        7,
+        8,
+    ]
+
+
+@given(window=st.builds(Window, st.integers(2, 7), st.integers(2, 9)), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_a_mix_holds_one_block_of_each_of_its_shards(window, seed):
+    counts = np.full(3 * window.shards, 4 * window.events)
+    order = WindowedOrder(counts, window)
+    mix = order(np.arange(window.shards * window.events), seed, 0)
+    shards, rows = np.divmod(np.sort(mix), 4 * window.events)
+    assert np.array_equal(np.unique(shards, return_counts=True)[1], window.shards * [window.events])
+    for shard in np.unique(shards):
+        steps = np.diff(rows[shards == shard])
+        assert np.sum(steps != 1) <= 1  # the block may go round the end of its shard
+
+
+@pytest.fixture(scope="module")
+def many_windowed_epochs():
+    """Where each of 200 events in ten shards lands in 1,000 epochs."""
+    order = WindowedOrder(np.full(10, 20), Window(4, 5))
+    return np.stack([order(np.arange(200), 7, epoch) for epoch in range(1000)])
+
+
+@pytest.mark.parametrize("event", [0, 1, 100, 199])
+def test_in_windows_a_single_event_lands_everywhere_equally_often(many_windowed_epochs, event):
+    landed = np.argmax(many_windowed_epochs == event, axis=1)
+    assert stats.chisquare(np.bincount(landed, minlength=200)).pvalue > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("pair", [(0, 20), (0, 199), (37, 116)])
+def test_in_windows_events_of_two_shards_share_a_mix_as_often_as_chance_has_it(
+    many_windowed_epochs, pair
+):
+    """Windows of four, four and two shards; the events must then be in the same of four blocks."""
+    first, second = (np.argmax(many_windowed_epochs == event, axis=1) for event in pair)
+    ends = np.cumsum([20] * 4 + [20] * 4 + [10] * 4)
+    together = np.searchsorted(ends, first, "right") == np.searchsorted(ends, second, "right")
+    expected = (12 + 12 + 2) / 90 / 4
+    assert stats.binomtest(int(together.sum()), len(together), expected).pvalue > SIGNIFICANCE
+
+
+def test_a_windowed_order_that_never_moved_event_0_would_be_noticed(many_windowed_epochs):
+    stuck = many_windowed_epochs.copy()
+    for epoch in stuck:
+        epoch[np.argmax(epoch == 0)], epoch[0] = epoch[0], 0
+    landed = np.argmax(stuck == 0, axis=1)
+    assert stats.chisquare(np.bincount(landed, minlength=200)).pvalue < SIGNIFICANCE

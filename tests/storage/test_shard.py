@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import json
@@ -15,18 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.blosc import compress
+from storage.arrays import as_bytes
+from storage.blosc import compress, decompress_into
 from storage.encodings import ENCODINGS
-from storage.errors import DamagedDataError
+from storage.errors import MEND, DamagedDataError
 from storage.files import AtomicFile
-from storage.shard import (
-    LARGEST_OVERHEAD,
-    ShardLayout,
-    ShardReader,
-    ShardWriter,
-    event_key,
-    longest_json,
-)
+from storage.local import LocalFile
+from storage.shard import ShardLayout, ShardWriter, event_key, longest_json
+from storage.shard_reader import LARGEST_OVERHEAD, ShardReader
 from storage.urls import store_of
 
 MISSING = 2**64 - 1
@@ -260,7 +257,7 @@ def test_a_reader_reads_each_event_into_the_row_it_is_given(shard):
     path, layout, strain = shard
     reader, batch = reader_of(path, layout), np.full((5, 3, 50), np.nan, "f4")
     for row, target in ((2, 0), (0, 3), (1, 4)):
-        reader.read_into(row, batch[target])
+        reader.read(row, [as_bytes(batch[target])])
     assert np.array_equal(batch[[3, 4, 0]], strain)
     assert np.isnan(batch[1:3]).all()
 
@@ -269,24 +266,25 @@ def test_a_payload_that_was_read_by_itself_is_unpacked_into_the_row_it_is_given(
     path, layout, strain = shard
     reader, batch, data = reader_of(path, layout), np.zeros((3, 3, 50), "f4"), path.read_bytes()
     for row in range(3):
-        offset, length = reader.place(row, batch[row])
-        reader.unpack(row, data[offset : offset + length], batch[row])
+        (piece,) = reader.pieces(row, 1, batch[row].nbytes)
+        content = data[piece.offset : piece.offset + piece.length]
+        reader.unpack(piece, content, [as_bytes(batch[row])])
     assert np.array_equal(batch, strain)
 
 
 def test_a_reader_refuses_a_slot_that_is_not_filled(shard):
     path, layout, _ = shard
-    with pytest.raises(DamagedDataError, match=r"shard: event 3 of this shard"):
-        reader_of(path, layout).read_into(3, np.empty((3, 50), "f4"))
+    with pytest.raises(DamagedDataError, match=r"shard: event 3 "):
+        reader_of(path, layout).read(3, [as_bytes(np.empty((3, 50), "f4"))])
 
 
 def test_a_reader_refuses_a_buffer_of_another_size(shard):
     path, layout, _ = shard
-    message = r"has 600 bytes .* 1200 were expected"
+    message = r"has 600 bytes by the index, 1200 were expected"
     if layout.encoding.compressed:
-        message = "event 0 of this shard: is no Blosc frame of 1,200 bytes"
+        message = "event 0: is no Blosc frame of 1,200 bytes"
     with pytest.raises(DamagedDataError, match=message):
-        reader_of(path, layout).read_into(0, np.empty((3, 50), "f8"))
+        reader_of(path, layout).read(0, [as_bytes(np.empty((3, 50), "f8"))])
 
 
 @pytest.mark.parametrize("left", [-1, -84, -85, 3500, 83, 3, 0])
@@ -313,8 +311,8 @@ def test_a_shard_that_lost_its_middle_is_noticed_when_the_event_is_read(shard):
     path, layout, _ = shard
     data = path.read_bytes()
     path.write_bytes(data[:1700] + data[-84:])
-    with pytest.raises(DamagedDataError, match=f"{path}: ends within event 2"):
-        reader_of(path, layout).read_into(2, np.empty((3, 50), "f4"))
+    with pytest.raises(DamagedDataError, match=f"{path}: event 2 is cut off"):
+        reader_of(path, layout).read(2, [as_bytes(np.empty((3, 50), "f4"))])
 
 
 def flip(path: Path, byte: int, mask: int) -> None:
@@ -331,10 +329,10 @@ def test_a_flipped_bit_in_a_payload_is_noticed_by_a_reader_that_has_the_checksum
     offset, length = entries_of(data, 5)[1].tolist()
     flip(path, offset + {"first": 0, "middle": length // 2, "last": length - 1}[at], 4)
     reader, buffer = reader_of(path, layout, checksums), np.empty((3, 50), "f4")
-    with pytest.raises(DamagedDataError, match=f"{path}: event 1 of this shard has not the check"):
-        reader.read_proved(1, buffer)
+    with pytest.raises(DamagedDataError, match=f"{path}: event 1 has not the check"):
+        reader.read(1, [as_bytes(buffer)])
     for row in (0, 2):
-        reader.read_proved(row, buffer)
+        reader.read(row, [as_bytes(buffer)])
         assert np.array_equal(buffer, strain[row])
 
 
@@ -347,9 +345,18 @@ def test_a_wrong_length_in_a_frames_header_never_leads_blosc_out_of_its_buffers(
     offset = int(entries_of((tmp_path / "shard").read_bytes(), 1)[0, 0])
     flip(tmp_path / "shard", offset + byte, 1)
     guarded = np.full((5, 3, 50), 7, "f4")
-    with pytest.raises(DamagedDataError, match="is no Blosc frame of 600 bytes"):
-        reader_of(tmp_path / "shard", layout).read_into(0, guarded[2])
+    with pytest.raises(DamagedDataError, match=f"is no Blosc frame of 600 bytes; {MEND}"):
+        reader_of(tmp_path / "shard", layout).read(0, [as_bytes(guarded[2])])
     assert np.all(guarded == 7)
+
+
+def test_a_frame_that_cannot_be_decompressed_is_named_with_what_mends_it():
+    codes = np.arange(300, dtype="<f4")
+    blosc = ENCODINGS["float32+blosc"].blosc
+    frame = bytearray(compress(codes, blosc))
+    frame[24:] = bytes(len(frame) - 24)  # the lengths in its header stay right
+    with pytest.raises(DamagedDataError, match=f"event 7: cannot be decompressed .*; {MEND}"):
+        decompress_into(bytes(frame), np.empty_like(codes), "event 7")
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -371,3 +378,14 @@ def test_a_reader_closes_its_file_with_the_last_reference_to_it(shard):
     assert is_open()
     del reader
     assert not is_open()
+
+
+def test_an_index_that_the_disk_cannot_read_is_damage_of_the_shard(shard, monkeypatch):
+    path, layout, _ = shard
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(LocalFile, "read", fail)
+    with pytest.raises(DamagedDataError, match=r"its index cannot be read \(Input/output error\)"):
+        reader_of(path, layout)

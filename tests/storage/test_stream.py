@@ -1,20 +1,30 @@
 import itertools
+import os
 import resource
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import flip_in_event, open_stream
+from unreadable import on_one_bad_sector
 
+from storage import calibrate, local, reading
 from storage import stream as stream_module
+from storage.audit import Audit
+from storage.bench import limits
 from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError, InputError
-from storage.order import permuted
+from storage.local import LocalStore
+from storage.order import Window, permuted
+from storage.replay import assert_replays
 from storage.stream import Batch, EventStream
-from storage.urls import store_of
 
 EVENTS = 23
 
@@ -30,7 +40,7 @@ def new_stream(data):
     """Make a stream of that data set."""
 
     def new_stream(**options: object) -> EventStream:
-        return EventStream(data.folder, **{"batch_size": 4, **options})
+        return open_stream(data.folder, **{"batch_size": 4, **options})
 
     return new_stream
 
@@ -44,8 +54,8 @@ def numbers(batches) -> list[int]:
     return [number for batch in batches for number in batch.event.tolist()]
 
 
-def as_bytes(batches: list[Batch]) -> list[tuple[bytes, bytes, bytes]]:
-    return [(b.strain.tobytes(), b.parameters.tobytes(), b.event.tobytes()) for b in batches]
+def where(state) -> tuple[int, int, int]:
+    return state["seed"], state["epoch"], state["position"]
 
 
 def reading_threads() -> list[str]:
@@ -77,7 +87,7 @@ def test_values_and_parameters_are_those_of_the_event(data, new_stream, options)
 
 def test_every_encoding_is_delivered_as_it_is_stored(build, encoding):
     data = build(encoding=ENCODINGS[encoding])
-    for batch in EventStream(data.folder, batch_size=3):
+    for batch in open_stream(data.folder, batch_size=3):
         assert batch.strain.dtype == data.schema.encoding.dtype
         assert np.array_equal(batch.strain, data.codes[batch.event])
 
@@ -86,26 +96,30 @@ def test_every_encoding_is_delivered_as_it_is_stored(build, encoding):
     batch_size=st.integers(1, 8),
     world_size=st.integers(1, 6),
     bounds=st.tuples(st.integers(0, EVENTS), st.integers(0, EVENTS)).filter(lambda b: b[0] != b[1]),
-    shuffle=st.booleans(),
+    options=st.one_of(
+        st.just({"shuffle": False}),
+        st.just({}),
+        st.builds(lambda *sizes: {"window": Window(*sizes)}, st.integers(1, 6), st.integers(1, 6)),
+    ),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_each_event_comes_exactly_once_an_epoch_over_all_ranks(
-    data, batch_size, world_size, bounds, shuffle
+    data, batch_size, world_size, bounds, options
 ):
     first, last = sorted(bounds)
     ranks = [
-        EventStream(
+        open_stream(
             data.folder,
             batch_size=batch_size,
             rank=rank,
             world_size=world_size,
             start=first,
             stop=last,
-            shuffle=shuffle,
+            **options,
         )
         for rank in range(world_size)
     ]
-    for _ in range(2):
+    for epoch in range(2):
         delivered = [[batch.event.copy() for batch in stream] for stream in ranks]
         assert {len(batches) for batches in delivered} == {len(ranks[0])}
         assert all(len(batch) <= batch_size for batches in delivered for batch in batches)
@@ -114,6 +128,8 @@ def test_each_event_comes_exactly_once_an_epoch_over_all_ranks(
             assert max(sizes) - min(sizes) <= 1
         together = np.concatenate([batch for batches in delivered for batch in batches])
         assert np.array_equal(np.sort(together), np.arange(first, last))
+        audit = sum((stream.audit for stream in ranks), Audit(epoch))
+        assert audit == Audit.of(np.arange(first, last), epoch)
 
 
 def test_the_order_is_that_of_storage_order_and_changes_with_epoch_and_seed(new_stream):
@@ -141,24 +157,6 @@ def test_training_and_validation_ranges_share_no_event(new_stream):
 # Resume
 
 
-def assert_replays_from_every_state(new_stream, epochs: int = 2) -> None:
-    """Compare what follows each state with what followed it the first time, bit for bit."""
-    stream, states, batches = new_stream(), [], []
-    for _ in range(epochs):
-        states.append(stream.state_dict())  # before the epoch's first batch
-        for batch in stream:
-            batches.append(kept(batch))
-            states.append(stream.state_dict())
-        states.pop()  # the epoch's end is the next one's start
-    assert len(states) == len(batches)
-    for step, state in enumerate(states):
-        resumed = new_stream()
-        resumed.load_state_dict(state)
-        passes = itertools.chain.from_iterable(resumed for _ in range(epochs))
-        rest = [kept(batch) for batch in itertools.islice(passes, len(batches) - step)]
-        assert as_bytes(rest) == as_bytes(batches[step:]), f"differs after state {state}"
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -167,10 +165,15 @@ def assert_replays_from_every_state(new_stream, epochs: int = 2) -> None:
         {"shuffle": False},
         {"prefetch": 0},
         {"start": 2, "stop": 13},
+        {"window": Window(2, 3)},
+        {"window": Window(3, 2), "rank": 1, "world_size": 2},
+        {"past_cache": True},
+        {"growing": True},
     ],
 )
 def test_a_stream_replays_the_same_bytes_from_every_state(new_stream, options):
-    assert_replays_from_every_state(lambda: new_stream(**options))
+    stream = new_stream(**options)
+    assert assert_replays(lambda: new_stream(**options)) == 2 * len(stream)
 
 
 class OneEventLate(EventStream):
@@ -197,7 +200,7 @@ class OneBitWrong(EventStream):
 @pytest.mark.parametrize("broken", [OneEventLate, OneBitWrong])
 def test_the_comparison_notices_a_stream_that_resumes_wrongly(data, broken):
     with pytest.raises(AssertionError, match="differs after state"):
-        assert_replays_from_every_state(lambda: broken(data.folder, batch_size=4))
+        assert_replays(lambda: broken(data.folder, batch_size=4))
 
 
 @pytest.mark.parametrize("done", [0, 1, 2])
@@ -205,10 +208,11 @@ def test_the_comparison_notices_a_stream_that_resumes_wrongly(data, broken):
     "changes",
     [{"world_size": 1}, {"world_size": 3}, {"batch_size": 5}, {"threads": 1}, {"prefetch": 4}],
 )
+@pytest.mark.parametrize("window", [None, Window(2, 3)])
 def test_the_remaining_order_is_kept_with_other_ranks_batches_and_threads(
-    new_stream, done, changes
+    new_stream, done, changes, window
 ):
-    before = {"batch_size": 3, "world_size": 2, "threads": 3}
+    before = {"batch_size": 3, "world_size": 2, "threads": 3, "window": window}
     after = {**before, **changes}
 
     def resumed(state, steps: int | None, **options) -> tuple[list[int], list[dict[str, int]]]:
@@ -228,8 +232,10 @@ def test_the_remaining_order_is_kept_with_other_ranks_batches_and_threads(
     first, states = resumed(None, done, **before)
     assert all(state == states[0] for state in states)
     rest, states = resumed(states[0], None, **after)
-    assert first + rest == permuted(np.arange(EVENTS), EVENTS, 0, 0).tolist()
-    assert all(state == {"seed": 0, "epoch": 1, "position": 0} for state in states)
+    if window is None:
+        assert first + rest == permuted(np.arange(EVENTS), EVENTS, 0, 0).tolist()
+    assert first + rest == numbers(new_stream(window=window))
+    assert all(where(state) == (0, 1, 0) for state in states)
 
 
 def test_the_state_is_that_of_the_batches_taken_not_of_those_read_ahead(new_stream):
@@ -237,7 +243,7 @@ def test_the_state_is_that_of_the_batches_taken_not_of_those_read_ahead(new_stre
     iterator = iter(stream)
     for taken in range(1, 4):
         next(iterator)
-        assert stream.state_dict() == {"seed": 0, "epoch": 0, "position": 4 * taken}
+        assert where(stream.state_dict()) == (0, 0, 4 * taken)
     iterator.close()
     assert stream.state_dict()["position"] == 12
     assert len(numbers(stream)) == EVENTS - 12
@@ -249,6 +255,70 @@ def test_a_state_of_another_data_set_is_refused(new_stream, position):
         InputError, match=f"position {position}, this stream has 23 events an epoch"
     ):
         new_stream().load_state_dict({"seed": 0, "epoch": 0, "position": position})
+
+
+# From epoch to epoch
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3, 9])
+@pytest.mark.parametrize("position", [0, 8, 20])
+def test_epochs_in_one_go_have_the_batches_and_states_of_one_after_the_other(
+    new_stream, prefetch, position
+):
+    one_by_one, in_one_go = new_stream(prefetch=prefetch), new_stream(prefetch=prefetch)
+    for stream in (one_by_one, in_one_go):
+        stream.load_state_dict({"seed": 3, "epoch": 1, "position": position})
+    seen = [
+        (batch.event.tolist(), where(one_by_one.state_dict()), one_by_one.audit)
+        for _ in range(3)
+        for batch in one_by_one
+    ]
+    batches = in_one_go.epochs(4)
+    assert seen == [
+        (batch.event.tolist(), where(in_one_go.state_dict()), in_one_go.audit) for batch in batches
+    ]
+    assert where(in_one_go.state_dict()) == (3, 4, 0)
+    assert not reading_threads()
+
+
+def test_the_next_epoch_is_read_while_the_last_batches_of_this_one_are_used(
+    new_stream, monkeypatch
+):
+    begun = []
+    filling = reading.Reading.filling
+    monkeypatch.setattr(
+        reading.Reading, "filling", lambda self, batch: begun.append(batch) or filling(self, batch)
+    )
+    stream = new_stream(prefetch=2, batch_size=8)
+    batches = stream.epochs(2)
+    for _ in range(len(stream)):  # one epoch
+        next(batches)
+    deadline = time.monotonic() + 30
+    while len(begun) < len(stream) + 2:
+        assert time.monotonic() < deadline, f"{len(begun)} batches were begun"
+        time.sleep(0.001)
+    batches.close()
+    assert where(stream.state_dict()) == (0, 1, 0)
+
+
+def test_without_a_last_epoch_there_is_always_another(new_stream):
+    stream = new_stream()
+    for _ in itertools.islice(stream.epochs(), 7 * len(stream)):
+        pass
+    assert stream.state_dict()["epoch"] == 7
+
+
+def test_epochs_of_a_growing_set_in_one_go_see_what_was_finished_meanwhile(
+    small, start, finish, tmp_path
+):
+    data = start(tmp_path / "events.zarr", replace(small, events=21))
+    finish(data, [0, 2])
+    stream = open_stream(data.folder, batch_size=4, growing=True)
+    batches = stream.epochs(2)
+    first = numbers(next(batches) for _ in range(2))
+    finish(data, [1, 3])
+    assert sorted(first) == [0, 1, 2, 6, 7, 8]
+    assert sorted(numbers(batches)) == list(range(12))
 
 
 # Buffers, threads and files
@@ -297,25 +367,51 @@ def test_a_finished_iteration_leaves_no_threads_and_no_open_files(data, new_stre
     assert not open_shards_of(data.folder)
 
 
-def test_more_shards_than_file_descriptors_are_read_with_few_open(build, monkeypatch):
+@pytest.mark.parametrize("past_cache", [False, True])
+def test_more_shards_than_file_descriptors_are_read_with_few_open(build, monkeypatch, past_cache):
     data = build(events=60, events_per_shard=2)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 100))
-    most = 0
-    for batch in EventStream(data.folder, batch_size=4, threads=4):
+    most, each = 0, 2 if past_cache else 1  # descriptors of a file
+    for batch in open_stream(data.folder, batch_size=4, threads=4, past_cache=past_cache):
         most = max(most, open_shards_of(data.folder))
         assert np.array_equal(batch.strain, data.codes[batch.event])
-    assert 10 < most <= 16 + 1 + 4  # kept, just opened, and dropped but still in use by a thread
+    # Kept, just opened, and dropped but still in use by a thread.
+    assert 10 < most <= 16 + each * (1 + 4)
 
 
-def test_without_a_limit_on_file_descriptors_all_shards_stay_open(data, new_stream, monkeypatch):
+def test_a_file_that_a_late_read_opens_again_is_closed_with_the_others(build):
+    data = build(events=20, events_per_shard=5)
+    kept = reading.Reading(LocalStore(data.folder), data.schema, True, False, 16)
+    reader = kept._shard(2).reader
+    kept.release()
+    reader.read(0, [memoryview(bytearray(data.schema.event_bytes))])
+    assert open_shards_of(data.folder) == 1
+    kept.release()
+    assert open_shards_of(data.folder) == 0
+
+
+def test_a_batch_of_small_events_has_work_for_more_than_one_thread(new_stream, monkeypatch):
+    counts = []
+    tasks = reading.Reading.tasks
+
+    def counted(self, *arguments):
+        found = list(tasks(self, *arguments))
+        counts.append(len(found))
+        return iter(found)
+
+    monkeypatch.setattr(reading.Reading, "tasks", counted)
+    list(new_stream(batch_size=23, threads=4))
+    assert counts[0] >= 3, "runs of neighbours stay together"
+
+
+def test_without_a_limit_on_file_descriptors_all_shards_stay_open(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: 2 * (resource.RLIM_INFINITY,))
-    shards = stream_module._OpenShards(store_of(data.folder), data.schema)
-    assert shards._most > 10**6
+    assert reading._most_open_files() > 10**6
 
 
 def test_a_shard_that_is_damaged_while_training_ends_the_iteration_with_its_name(build):
     data = build(events=20, events_per_shard=5)
-    stream = EventStream(data.folder, batch_size=4)
+    stream = open_stream(data.folder, batch_size=4)
     path = data.folder / "strain/c/2/0/0"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DamagedDataError, match=f"{path}: the index at its end is missing"):
@@ -326,13 +422,10 @@ def test_a_shard_that_is_damaged_while_training_ends_the_iteration_with_its_name
 def test_a_bit_that_flips_in_a_compressed_event_ends_the_iteration_with_its_number(build):
     """Blosc may crash on what it did not write: the checksum has to come first."""
     data = build(events=20, events_per_shard=5, encoding=ENCODINGS["int16+blosc"])
+    flip_in_event(data.folder, 13)
     path = data.folder / "strain/c/2/0/0"
-    content = bytearray(path.read_bytes())
-    offset, length = np.frombuffer(content[-84:-4], "<u8").reshape(5, 2)[3].tolist()
-    content[offset + length // 2] ^= 8
-    path.write_bytes(content)
-    stream = EventStream(data.folder, batch_size=4)
-    with pytest.raises(DamagedDataError, match=f"{path}: event 3 of this shard has not the check"):
+    stream = open_stream(data.folder, batch_size=4)
+    with pytest.raises(DamagedDataError, match=f"{path}: event 13 has not the check"):
         list(stream)
     assert not reading_threads()
 
@@ -360,7 +453,7 @@ def test_it_feeds_webdatasets_loader_without_a_copy(data, new_stream):
             assert np.array_equal(batch.strain, data.codes[batch.event])
             seen += batch.event.tolist()
         assert seen == permuted(np.arange(EVENTS), EVENTS, 0, epoch).tolist()
-    assert stream.state_dict() == {"seed": 0, "epoch": 2, "position": 0}
+    assert where(stream.state_dict()) == (0, 2, 0)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -399,11 +492,11 @@ def test_impossible_arguments_are_refused(new_stream, options, message):
 def test_an_incomplete_data_set_is_refused(empty, finish):
     finish(empty, [0, 1])
     with pytest.raises(DamagedDataError, match="1 of 3 shards are missing"):
-        EventStream(empty.folder, batch_size=2)
+        open_stream(empty.folder, batch_size=2)
 
 
 def test_two_iterators_of_one_stream_do_not_share_buffers(filled):
-    stream = EventStream(filled.folder, batch_size=4, shuffle=False)
+    stream = open_stream(filled.folder, batch_size=4, shuffle=False)
     first, second = iter(stream), iter(stream)
     batch = next(first)
     kept = batch.strain.copy()
@@ -411,3 +504,287 @@ def test_two_iterators_of_one_stream_do_not_share_buffers(filled):
         assert not np.shares_memory(batch.strain, other.strain)
     np.testing.assert_array_equal(batch.strain, kept)
     first.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"memory": 1000.0},
+            r"memory: got 1e\+03 bytes, 2 batches of .* bytes and tables of .* do not fit",
+        ),
+        ({"growing": True, "world_size": 2}, "growing: several ranks may see different shards"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(new_stream, options, message):
+    with pytest.raises(InputError, match=message):
+        new_stream(**options)
+
+
+def test_an_empty_window_is_refused():
+    with pytest.raises(InputError, match=r"window\.shards: got 0, at least 1 is needed"):
+        Window(0, 3)
+
+
+def test_a_state_of_another_order_is_refused_except_at_the_start_of_an_epoch(new_stream):
+    stream = new_stream()
+    next(iter(stream))
+    state = stream.state_dict()
+    for options in ({"window": Window(2, 3)}, {"shuffle": False}):
+        with pytest.raises(InputError, match="got one of the order 'global', this stream's is"):
+            new_stream(**options).load_state_dict(state)
+        new_stream(**options).load_state_dict({**state, "position": 0})
+
+
+def test_a_state_of_a_range_of_another_length_is_refused(new_stream):
+    stream = new_stream()
+    next(iter(stream))
+    with pytest.raises(InputError, match="position 4, this stream has 20 events an epoch"):
+        new_stream(stop=20).load_state_dict(stream.state_dict())
+
+
+def test_a_state_of_before_this_version_is_still_taken(new_stream):
+    stream = new_stream()
+    stream.load_state_dict({"seed": 3, "epoch": 1, "position": 20})
+    assert numbers(stream) == permuted(np.arange(20, EVENTS), EVENTS, 3, 1).tolist()
+
+
+# Windows
+
+
+def test_a_windowed_order_reads_runs_of_neighbours_from_several_shards(build, monkeypatch):
+    data = build(events=200, events_per_shard=40)
+    found = []
+    pieces = reading.ShardReader.pieces
+
+    def noted(reader, row, count, size):
+        for piece in pieces(reader, row, count, size):
+            found.append((reader.path, piece.count))
+            yield piece
+
+    monkeypatch.setattr(reading.ShardReader, "pieces", noted)
+    stream = open_stream(data.folder, batch_size=32, window=Window(4, 8))
+    batch = next(iter(stream))
+    assert len(np.unique(batch.event // 40)) == 4
+    assert sorted(count for _, count in found[:4])[-3:] == [8, 8, 8]
+    list(stream)
+    assert np.mean([count for _, count in found]) > 5  # the global order's are 1.2
+
+
+# Past the page cache
+
+
+@pytest.mark.parametrize("options", [{}, {"window": Window(2, 2)}])
+def test_what_is_read_past_the_page_cache_is_the_same_and_is_not_kept(full_size, options):
+    data = full_size("int8")
+    files = limits.strain_files(data.folder, range(data.schema.shards))
+    limits.drop_from_cache(files)
+    stream = open_stream(data.folder, batch_size=2, past_cache=True, **options)
+    for batch in stream:
+        assert np.array_equal(batch.strain, data.codes[batch.event])
+    # The index at the end is read in the usual way, and brings pages around it along.
+    assert all(limits.resident_share(path) < 0.8 for path in files)
+    for _ in open_stream(data.folder, batch_size=2, past_cache=False, **options):
+        pass
+    assert all(limits.resident_share(path) > 0.8 for path in files)
+
+
+def test_a_set_that_does_not_fit_into_memory_is_read_past_the_page_cache(data, monkeypatch):
+    for available, past in ((10**12, False), (1000, True)):
+        monkeypatch.setattr(
+            stream_module.psutil, "virtual_memory", lambda a=available: SimpleNamespace(available=a)
+        )
+        assert open_stream(data.folder, batch_size=4)._store.past_cache == past
+
+
+# Damage
+
+
+@pytest.fixture(params=["int16", "int16+blosc"])
+def damaged(build, request):
+    """A set of 20 events of which the thirteenth has a flipped bit."""
+    data = build(events=20, events_per_shard=5, encoding=ENCODINGS[request.param])
+    flip_in_event(data.folder, 13)
+    return data
+
+
+@pytest.mark.parametrize("options", [{}, {"window": Window(2, 4)}, {"shuffle": False}])
+def test_a_damaged_event_stops_the_iteration_with_its_name(damaged, options):
+    stream = open_stream(damaged.folder, batch_size=4, **options)
+    with pytest.raises(DamagedDataError, match="strain/c/2/0/0: event 13 has not the checksum"):
+        list(stream)
+    assert not reading_threads()
+
+
+@pytest.mark.parametrize("options", [{}, {"window": Window(2, 4)}, {"shuffle": False}])
+def test_a_damaged_event_is_left_out_and_counted_on_request(damaged, options, capsys):
+    stream = open_stream(damaged.folder, batch_size=4, damaged="skip", **options)
+    seen = []
+    for batch in stream:
+        assert np.array_equal(batch.strain, damaged.codes[batch.event])
+        assert np.array_equal(batch.parameters, damaged.parameters[batch.event])
+        seen += batch.event.tolist()
+    assert sorted(seen) == [number for number in range(20) if number != 13]
+    assert list(stream.damaged) == [13]
+    assert "skipped" in capsys.readouterr().err
+    assert stream.audit == Audit.of(np.array(seen))
+
+
+def test_a_shard_that_cannot_be_opened_costs_its_events_only(build):
+    data = build(events=20, events_per_shard=5)
+    stream = open_stream(data.folder, batch_size=4, damaged="skip")
+    path = data.folder / "strain/c/2/0/0"
+    path.write_bytes(path.read_bytes()[:5000])
+    assert sorted(numbers(stream)) == [*range(10), *range(15, 20)]
+    assert sorted(stream.damaged) == list(range(10, 15))
+
+
+def test_altered_parameters_are_noticed_too(build):
+    data = build(events=20, events_per_shard=5)
+    path = data.folder / "parameters/c/1/0"
+    content = bytearray(path.read_bytes())
+    content[9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedDataError, match=f"{path}: is missing or not as it was written"):
+        list(open_stream(data.folder, batch_size=4))
+
+
+def test_an_event_is_proved_when_it_is_first_read_or_always(build):
+    """What changes on the disk later is noticed only by those who ask for it."""
+    for checksums, noticed in (("first", False), ("always", True)):
+        data = build(events=20, events_per_shard=5)
+        stream = open_stream(data.folder, batch_size=4, checksums=checksums)
+        first = iter(stream)
+        seen = [number for _ in range(5) for number in next(first).event.tolist()]
+        assert len(seen) == 20
+        flip_in_event(data.folder, 13)
+        if noticed:
+            with pytest.raises(DamagedDataError, match="event 13 has not the checksum"):
+                list(stream)
+        else:
+            assert len(numbers(stream)) == 20
+
+
+@pytest.mark.parametrize("kind", ["cut off", "cannot be read"])
+def test_damage_that_comes_after_the_first_epoch_is_named_and_costs_its_events_only(
+    build, monkeypatch, kind
+):
+    data = build(events=20, events_per_shard=5)
+    # One by one, and others before those: a shard's first event opens its file, the slower way.
+    options = {"batch_size": 1, "seed": 3, "threads": 1, "prefetch": 1}
+    stream = open_stream(data.folder, damaged="skip", **options)
+    at_once = []
+
+    def read_whole(reads):
+        done = local.read_whole(reads)
+        at_once.extend(done)
+        return done
+
+    monkeypatch.setattr(reading, "read_whole", read_whole)
+    assert len(numbers(stream)) == 20
+    assert not at_once, "what is not proved yet"
+    path = data.folder / "strain/c/2/0/0"
+    offset = path.read_bytes().find(data.codes[13].tobytes())
+    if kind == "cut off":
+        os.truncate(path, offset + 7)
+    else:
+        on_one_bad_sector(monkeypatch, path, offset)
+    for batch in stream:
+        assert np.array_equal(batch.strain, data.codes[batch.event])
+        assert np.array_equal(batch.parameters, data.parameters[batch.event])
+    assert at_once.count(True) > 8
+    assert at_once.count(False) == len(stream.damaged) - (kind == "cut off")
+    assert sorted(stream.damaged) == ([13, 14] if kind == "cut off" else [13])
+    assert all(kind in text for text in stream.damaged.values())
+
+
+# Growing sets
+
+
+def test_each_epoch_of_a_growing_set_has_what_was_finished_at_its_start(
+    small, start, finish, tmp_path
+):
+    data = start(tmp_path / "events.zarr", replace(small, events=21))
+    finish(data, [0, 2])
+    stream = open_stream(data.folder, batch_size=4, growing=True)
+    epoch = iter(stream)
+    first = [*next(epoch).event.tolist()]
+    state = stream.state_dict()
+    assert state["shards"] == "0,2"
+    finish(data, [1, 3])
+    first += numbers(epoch)
+    assert sorted(first) == [0, 1, 2, 6, 7, 8]
+    assert sorted(numbers(stream)) == list(range(12))
+    resumed = open_stream(data.folder, batch_size=4, growing=True)
+    resumed.load_state_dict(state)
+    assert numbers(resumed) == first[4:]
+    assert sorted(numbers(resumed)) == list(range(12))
+
+
+def test_a_growing_set_refuses_the_state_of_one_that_does_not_grow(build):
+    data = build(events=20)
+    whole = open_stream(data.folder, batch_size=4)
+    next(iter(whole))
+    growing = open_stream(data.folder, batch_size=4, growing=True)
+    with pytest.raises(InputError, match="got one of a set that does not grow; give the data set"):
+        growing.load_state_dict(whole.state_dict())
+
+
+def test_an_epoch_that_has_begun_keeps_its_shards_when_a_state_of_fewer_is_loaded(
+    small, start, finish, tmp_path
+):
+    data = start(tmp_path / "events.zarr", replace(small, events=21))
+    finish(data, [0, 2])
+    stream = open_stream(data.folder, batch_size=2, growing=True, prefetch=0)
+    next(iter(stream))
+    fewer = stream.state_dict()
+    finish(data, [1, 3])
+    stream = open_stream(data.folder, batch_size=2, growing=True, prefetch=0)
+    epoch = iter(stream)
+    seen = next(epoch).event.tolist()
+    stream.load_state_dict(fewer)
+    assert sorted(seen + numbers(epoch)) == list(range(12))
+
+
+def test_ranks_of_a_growing_set_see_what_the_first_one_saw(small, start, finish, tmp_path):
+    data = start(tmp_path / "events.zarr", replace(small, events=21))
+    finish(data, [0])
+    told = []
+
+    def agree(text):
+        told.append(text)
+        return told[0]
+
+    options = {"batch_size": 4, "growing": True, "world_size": 2, "agree": agree}
+    first = open_stream(data.folder, rank=0, **options)
+    finish(data, [1])
+    second = open_stream(data.folder, rank=1, **options)
+    assert told == ["0", "0-1"]
+    assert (len(first), first.events) == (len(second), second.events) == (1, 3)
+
+
+# Calibration and memory
+
+
+def test_threads_and_depth_are_calibrated_said_and_can_be_given(full_size, monkeypatch, capsys):
+    monkeypatch.setattr(calibrate, "LEAST_BYTES", 0)
+    data = full_size("float32")
+    stream = open_stream(data.folder, batch_size=2)
+    assert sorted(numbers(stream)) == list(range(5))
+    said = capsys.readouterr().err
+    assert "strainflow: reading with" in said
+    assert stream.memory >= 3 * 2 * data.schema.event_bytes
+    next(iter(open_stream(data.folder, batch_size=2, threads=3, prefetch=1)))
+    assert not capsys.readouterr().err
+    given = open_stream(data.folder, batch_size=2, threads=3)
+    next(iter(given))
+    assert given.threads == 3
+    assert "reading with 3 threads" in capsys.readouterr().err
+
+
+def test_batches_ahead_keep_within_the_memory_that_is_given(full_size, monkeypatch):
+    data = full_size("float32")
+    room = 2.5 * 2 * data.schema.event_bytes
+    stream = open_stream(data.folder, batch_size=2, memory=room)
+    list(stream)
+    assert stream.memory <= room

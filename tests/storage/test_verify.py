@@ -6,22 +6,29 @@ Which event a byte belongs to is told by Python's own tarfile and by the length 
 import os
 import random
 import shutil
+import socket
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import blake3
 import pytest
+from unreadable import on_a_bad_sector
 
+from storage import local
+from storage.bench.limits import drop_from_cache, resident_share
+from storage.dataset import read_schema
 from storage.documents import canonical_json, parse_json
 from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError, InputError
 from storage.local import LocalStore
 from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK
-from storage.verify import look_at_lengths, take_inventory, verify_shard
+from storage.verify import file_digest, look_at_lengths, take_inventory, verify_shard
 
 FLIPS, FLIPS_OF_EACH_FILE = 1000, 8
 KINDS = ("int16", "int16+blosc")
 BLOCK = 512
+PAGE = 4096
 TABLES = {"parameters": 3, "optimal_snr": 3}  # columns
 CHILDREN = [f"{name}/zarr.json" for name in ("manifest", "strain", "parameters", "optimal_snr")]
 
@@ -251,19 +258,72 @@ def test_every_deletion_of_every_file_is_found(damaged, look):
     assert look(damaged.folder) == []
 
 
-def test_a_folder_or_a_pipe_in_place_of_any_file_is_found(damaged):
+def link_to_itself(path):
+    path.symlink_to(path.name)
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as end:
+        here = os.open(".", os.O_RDONLY)
+        os.chdir(path.parent)  # the kernel takes short names alone
+        end.bind(path.name)
+        os.fchdir(here)
+        os.close(here)
+
+
+def test_what_is_no_file_in_place_of_any_file_is_found(damaged):
     for name in files_of(damaged.folder):
         if name.endswith("json"):
             continue
         path = damaged.folder / name
         content = path.read_bytes()
-        for make in (os.mkdir, os.mkfifo):
+        for make in (os.mkdir, os.mkfifo, link_to_itself, make_socket):
             path.unlink()
             make(path)
             found = findings(damaged.folder)
             path.rmdir() if path.is_dir() else path.unlink()
             path.write_bytes(content)
             assert (name, "is missing") in {(item.file, item.what) for item in found}, make
+
+
+@pytest.mark.parametrize("name", ["strain/c/1/0/0", "parameters/c/1/0", "optimal_snr/c/1/0"])
+def test_what_the_disk_cannot_read_is_found_and_does_not_stop_the_search(damaged, name):
+    path = damaged.folder / name
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # at whose start there is nothing: EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        path.read_bytes()
+    flip(damaged.folder / "strain/c/0/0/0", 5000, 3)
+    whole, other = findings(damaged.folder)[::-1]
+    assert (whole.file, whole.what) == (name, "cannot be read (Input/output error)")
+    assert (whole.shard, whole.events) == (1, tuple(read_schema(damaged.folder).events_of(1)))
+    assert other.file == "strain/c/0/0/0"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [GROUP_METADATA, GROUP_COPY, PSD_CHUNK, "psd/zarr.json", *CHILDREN, "manifest/000001.json"],
+)
+def test_metadata_that_the_disk_cannot_read_are_found_and_do_not_stop_the_search(
+    damaged, monkeypatch, name
+):
+    flip(damaged.folder / "strain/c/0/0/0", 5000, 3)
+    on_a_bad_sector(monkeypatch, damaged.folder / name)
+    with pytest.raises(OSError, match="Input/output error"):
+        LocalStore(damaged.folder).read(name)
+    of_file, of_strain = sorted(
+        findings(damaged.folder), key=lambda item: item.file == "strain/c/0/0/0"
+    )
+    assert (of_file.file, of_file.what) == (name, "cannot be read (Input/output error)")
+    assert of_strain.file == "strain/c/0/0/0"
+    assert named(at_a_glance(damaged.folder)) == [(name, of_file.shard, ())]
+
+
+def test_metadata_of_which_the_disk_can_read_neither_copy_are_damage(damaged, monkeypatch):
+    for name in (GROUP_METADATA, GROUP_COPY):
+        on_a_bad_sector(monkeypatch, damaged.folder / name)
+    with pytest.raises(DamagedDataError, match="neither it nor its copy"):
+        take_inventory(damaged.folder)
 
 
 def test_a_glance_sees_no_flipped_bit_but_everything_else_does(damaged):
@@ -471,3 +531,54 @@ def test_a_finding_says_where_in_one_line(damaged):
     (damaged.folder / "optimal_snr/c/1/0").unlink()
     (found,) = findings(damaged.folder)
     assert str(found) == "optimal_snr/c/1/0: is missing (shard 1, events 3 to 5)"
+
+
+# Past the page cache, and through it
+
+
+@pytest.fixture
+def short_pieces(monkeypatch):
+    """Pieces of two pages, so that a short file has many."""
+    monkeypatch.setattr(local, "PAST_CACHE", 2 * PAGE)
+
+
+@pytest.mark.usefixtures("short_pieces")
+@pytest.mark.parametrize("length", [1, 2 * PAGE - 1, 2 * PAGE, 3 * PAGE, 4 * PAGE, 20 * PAGE + 1])
+@pytest.mark.parametrize("state", ["cold", "warm"])
+def test_a_digest_is_of_all_bytes_whether_they_are_in_memory_or_not(tmp_path, state, length):
+    path, content = tmp_path / "x", random.Random(length).randbytes(length)
+    path.write_bytes(content)
+    drop_from_cache([path])
+    if state == "warm":
+        assert path.read_bytes() == content
+    wanted = length, blake3.blake3(content).hexdigest()
+    assert file_digest(LocalStore(tmp_path), "x") == wanted
+    changed = bytes([content[0] ^ 1]) + content[1:]
+    path.write_bytes(changed)  # not synced: the disk does not have it yet
+    assert file_digest(LocalStore(tmp_path), "x") == (length, blake3.blake3(changed).hexdigest())
+
+
+@pytest.mark.usefixtures("short_pieces")
+def test_a_file_that_is_not_in_memory_is_proved_by_what_the_disk_gives(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(bytes(20 * PAGE))
+    drop_from_cache([path])
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        file.read(4 * PAGE)  # a part of it is
+    assert resident_share(path) == 4 / 20
+    file_digest(LocalStore(tmp_path), "x")
+    assert resident_share(path) == 4 / 20
+
+
+@pytest.mark.usefixtures("short_pieces")
+def test_a_file_that_is_mostly_in_memory_is_read_from_there(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(bytes(20 * PAGE))
+    file = LocalStore(tmp_path).open_once("x")
+    assert not file.ahead
+    assert file.piece > 2 * PAGE
+    drop_from_cache([path])
+    file = LocalStore(tmp_path).open_once("x")
+    assert file.ahead
+    assert file.piece == 2 * PAGE

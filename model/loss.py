@@ -1,0 +1,76 @@
+"""The loss of a batch as it is stored: preprocess, noise, embedding, flow.
+
+Everything random in it is a function of (seed, purpose, number of the batch).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from model.estimator import Estimator
+from model.preprocess import Preprocess
+from model.transfer import DeviceBatch
+
+TRAINING, VALIDATION = 0, 1  # what a stream of random numbers is for
+NOISE_OF_NETWORK = 1  # such as dropout; other numbers than those of the strain's noise
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of each event of a batch.
+
+    Attributes:
+        estimator: What is trained, on its device.
+        columns: Names of the parameters in a batch.
+        seed: Of the run.
+    """
+
+    estimator: Estimator
+    columns: Sequence[str]
+    seed: int
+
+    def __call__(self, batch: DeviceBatch, purpose: int, number: int) -> Float[Tensor, "event"]:
+        """The loss of each event, in nats.
+
+        Args:
+            batch: As it is stored, on the device.
+            purpose: TRAINING or VALIDATION.
+            number: Of the batch.
+        """
+        generator = None
+        if not self.estimator.facts.noisy:
+            generator = torch.Generator(self.estimator.device)
+            generator.manual_seed(_seed(self.seed, purpose, number))
+        # So that no state of PyTorch's own generator has to be saved.
+        _seed_pytorch(self.estimator.device, _seed(self.seed, purpose, number, NOISE_OF_NETWORK))
+        theta = batch.parameters.index_select(1, self._places)
+        return self.estimator.negative_log_prob(self.preprocess(batch.strain, generator), theta)
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        """Stored strain to whitened strain with noise."""
+        return self.estimator.facts.preprocess()
+
+    @cached_property
+    def _places(self) -> Int64[Tensor, "parameter"]:
+        """Where the parameters that are inferred stand in a batch."""
+        places = [list(self.columns).index(name) for name in self.estimator.theta.names]
+        return torch.tensor(places, device=self.estimator.device)
+
+
+def _seed(*key: int) -> int:
+    """A seed that is a function of its key."""
+    sequence = np.random.SeedSequence(key[0], spawn_key=key[1:])
+    return int(sequence.generate_state(1, np.uint64)[0]) % 2**63
+
+
+def _seed_pytorch(device: torch.device, seed: int) -> None:
+    """Seed what a network draws from; `torch.manual_seed` asks all back ends, for 0.2 ms a step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

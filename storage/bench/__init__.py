@@ -1,0 +1,1 @@
+"""Measurements that users run on their own machines: reading, writing, feeding, peers."""

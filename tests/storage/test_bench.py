@@ -1,0 +1,286 @@
+"""The measurements measure what they say; the figures themselves are for quiet machines."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+import strainflow
+from storage.bench import compare, feed, limits, read, write
+from storage.bench.measure import Contestant, Rate, alternate, machine, ratio
+from storage.bench.report import draw_rates
+from storage.bench.verdict import verdict_of_reading
+from storage.encodings import ENCODINGS
+from storage.errors import InputError
+
+
+@pytest.fixture(scope="session", params=["int16", "int16+blosc"])
+def data(build, request):
+    """96 events of 24 kB in six shards."""
+    return build(events=96, events_per_shard=16, samples=4096, encoding=ENCODINGS[request.param])
+
+
+def rate_of(name, rates, limit=False, **setting):
+    return Rate(
+        name,
+        setting,
+        limit,
+        float(np.median(rates)),
+        min(rates),
+        max(rates),
+        1.0,
+        1e3,
+        0.1,
+        tuple(rates),
+    )
+
+
+# Measuring
+
+
+def test_contestants_take_turns_and_are_prepared_outside_the_clock():
+    calls = []
+
+    def contestant(name):
+        return Contestant(
+            name,
+            lambda: calls.append(name) or (10**9, 0.5),
+            before=lambda: calls.append(f"before {name}"),
+        )
+
+    found = alternate([contestant("a"), contestant("b")], 2, event_bytes=1000, stored_share=0.25)
+    assert calls == 2 * ["before a", "a", "before b", "b"]
+    for rate in found:
+        assert rate.gigabytes_per_second == rate.slowest == rate.fastest == 2.0
+        assert rate.disk_gigabytes_per_second == 0.5
+        assert rate.events_per_second == 2e6
+
+
+def test_a_ratio_is_taken_within_each_round():
+    """A disk that becomes three times slower for both changes nothing."""
+    assert ratio(rate_of("a", [3, 1, 2]), rate_of("b", [6, 2, 4])) == 0.5
+    assert ratio(rate_of("a", [3, 1, 2]), rate_of("b", [6, 1, 2])) == 1.0
+
+
+def test_what_was_dropped_from_the_page_cache_is_gone_and_comes_back(data):
+    files = limits.strain_files(data.folder, range(6))
+    limits.read_plainly(files, 1)
+    assert limits.resident_share(files[0]) == 1
+    limits.drop_from_cache(files)
+    assert limits.resident_share(files[0]) == 0
+    limits.read_plainly(files, 1)
+    assert limits.resident_share(files[0]) == 1
+
+
+def test_plain_reads_and_copies_count_what_they_move(data):
+    files = limits.strain_files(data.folder, range(6))
+    size = sum(path.stat().st_size for path in files)
+    assert limits.read_plainly(files, 1) == limits.read_plainly(files, 4) == size
+    assert limits.MemoryCopy(1000, 3)() == 2000
+
+
+def test_decompression_alone_gives_the_events_of_the_set(data):
+    if not data.schema.encoding.compressed:
+        pytest.skip("nothing to decompress")
+    decode = limits.DecodeAlone(data.folder, data.schema, 8, 2)
+    assert decode(8) == 8 * data.schema.event_bytes
+    rows = [np.frombuffer(row, "<i2").reshape(3, 4096) for row in decode._rows]
+    assert np.array_equal(rows, data.codes[:8])
+
+
+@pytest.mark.skipif(not limits.has_fio(), reason="fio is not installed")
+@pytest.mark.parametrize("random", [False, True])
+def test_fio_reads_the_files_that_it_is_given(data, monkeypatch, random):
+    monkeypatch.setattr(limits, "FIO_SECONDS", 1)
+    size, seconds = limits.fio(limits.strain_files(data.folder, range(6)), 2**16, random)
+    assert size > 0
+    assert 0.5 < seconds < 5
+
+
+def test_the_machine_is_described_without_its_name(tmp_path):
+    found = machine(tmp_path)
+    assert found["cores"] == os.cpu_count()
+    assert found["versions"]["numpy"] == np.__version__
+    assert os.uname().nodename not in json.dumps(found)
+
+
+# The verbs
+
+
+def run(capsys, *words):
+    code = strainflow.main(words)
+    return code, capsys.readouterr()
+
+
+def test_bench_read_reports_every_order_against_its_limit(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(limits, "FIO_SECONDS", 1)
+    words = ("bench", "read", str(data.folder), "--rounds=1", "--batch-size=8", "--threads=2")
+    code, said = run(capsys, *words, f"--out={tmp_path}", "--json")
+    assert code == 0
+    report = json.loads(said.out)
+    assert json.loads((tmp_path / "read.json").read_text()) == report
+    assert (tmp_path / "read.png").stat().st_size > 10_000
+    expected = {f"{s}, {o}" for s in ("warm", "cold") for o in ("global", "windowed", "as stored")}
+    assert set(report["of_limit"]) == expected
+    assert all(share > 0 for share in report["of_limit"].values())
+    names = [rate["name"] for rate in report["cold"]]
+    assert any("past the page cache" in name for name in names)
+    assert any(name.startswith("fio") for name in names) == limits.has_fio()
+    assert report["gigabytes"] == pytest.approx(96 * data.schema.event_bytes / 1e9)
+    assert any("feeds" in line for line in report["verdict"])
+
+
+def test_bench_write_measures_each_encoding_and_leaves_nothing_behind(tmp_path, capsys):
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    disk.mkdir()
+    words = ["--events=8", "--events-per-shard=4", "--samples=2048", "--rounds=2"]
+    code, said = run(capsys, "bench", "write", f"--folder={disk}", f"--out={out}", *words, "--json")
+    assert code == 0
+    report = json.loads(said.out)
+    assert set(report["of_plain_writes"]) == set(ENCODINGS)
+    assert report["bytes_per_event"]["int8"] < report["bytes_per_event"]["float32"]
+    assert not list(disk.iterdir())
+    assert (out / "write.png").is_file()
+
+
+def test_bench_feed_tells_a_busy_accelerator_from_a_starved_one(data, tmp_path, capsys):
+    words = (
+        "bench",
+        "feed",
+        str(data.folder),
+        f"--out={tmp_path}",
+        "--batch-size=8",
+        "--batches=20",
+        "--rounds=1",
+        "--threads=2",
+        "--prefetch=2",
+        "--search=false",
+    )
+    code, said = run(capsys, *words, "--step=0.05")
+    assert code == 0
+    assert "is kept busy" in said.out
+    code, said = run(capsys, *words, "--step=0.000001")
+    assert code == 1
+    assert "is STARVED" in said.out
+
+
+def test_the_shortest_step_that_is_fed_lies_between_starving_and_busy(build, monkeypatch):
+    """With a stream that takes 2 ms for a batch, and does not read ahead."""
+    data = build(events=96, events_per_shard=16)
+    monkeypatch.setattr(feed, "SEARCH_STEPS", 3)
+    import time
+
+    from storage.stream import EventStream
+
+    epochs = EventStream.epochs
+
+    def slow(stream, stop=None):
+        for batch in epochs(stream, stop):
+            time.sleep(0.002)
+            yield batch
+
+    monkeypatch.setattr(EventStream, "epochs", slow)
+    config = feed.FeedBenchConfig(
+        step=0.004, batch_size=8, batches=20, rounds=1, threads=2, prefetch=1, search=True
+    )
+    result = feed.bench_feed(config, data.folder)
+    assert result.utilisation < 0.8
+    assert result.wait_p50 > 0.002
+    assert result.shortest_step > 0.002 * feed.BUSY / (1 - feed.BUSY) / 2
+
+
+@pytest.mark.parametrize(
+    "peers",
+    [
+        ["zarr-runs", "memmap-by-hand"],
+        pytest.param(["webdataset", "h5py"], marks=pytest.mark.slow),  # they start workers
+    ],
+)
+def test_bench_compare_measures_who_is_asked_for_beside_ours(build, tmp_path, capsys, peers):
+    pytest.importorskip("torch")
+    data = build(events=96, events_per_shard=16)
+    words = ["bench", "compare", str(data.folder), f"--out={tmp_path}", "--batch-size=8"]
+    words += ["--rounds=1", "--threads=2", f"--peers=[{','.join(peers)}]", "--json"]
+    code, said = run(capsys, *words)
+    assert code == 0
+    report = json.loads(said.out)
+    assert len(report["times"]) == 2
+    assert [rate["name"].split(",")[0] for rate in report["rates"]][:2] == [
+        compare.PLAIN,
+        compare.OURS,
+    ]
+    copied = max(report["copies"].values()) - 96 * data.schema.event_bytes
+    assert 0 <= copied < 10_000, "a format's own bytes"
+    assert not list(data.folder.parent.glob("strainflow-bench-*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("read", "--rounds=0"), "rounds: got 0, at least 1 is needed"),
+        (("read", "--gigabytes=0"), "gigabytes: got 0.0, more than 0 is needed"),
+        (("feed", "--step=0"), "step: got 0.0 s, more than 0 is needed"),
+        (("feed", "--batches=3"), "batches: got 3, at least 20 are needed"),
+        (("feed", "--batch-size=1000"), "batch_size: got 1000, the data set has 96 events"),
+        (("compare", "--peers=[tfrecord]"), "peers: got 'tfrecord', known are webdataset,"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_a_sentence(data, capsys, words, message):
+    verb, *flags = words
+    code, said = run(capsys, "bench", verb, str(data.folder), *flags)
+    assert (code, said.out) == (2, "")
+    assert message in said.err
+
+
+def test_writing_into_no_folder_is_refused(tmp_path, capsys):
+    code, said = run(capsys, "bench", "write", f"--folder={tmp_path / 'none'}")
+    assert code == 2
+    assert "no folder there" in said.err
+
+
+# Verdicts
+
+
+def reading(share, limit, encoding="int8", stream=5.0):
+    ours = rate_of("EventStream, global, 2 threads", [stream], order="global")
+    return read.ReadBench(
+        "x.zarr",
+        encoding,
+        1.0,
+        256,
+        {"warm": 2, "cold": 2},
+        (ours,),
+        (ours,),
+        {"warm, global": share, "cold, global": share},
+        {"warm, global": limit, "cold, global": limit},
+        20.0,
+        1,
+        {},
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "limit", "encoding", "words"),
+    [
+        (0.95, "fio, an event from anywhere", "float32", "the disk (0.95"),
+        (0.5, "fio, an event from anywhere", "int8", "the loader: 0.50"),
+        (0.9, "decompression alone, 2 threads", "int16+blosc", "decompression (0.90"),
+    ],
+)
+def test_the_verdict_names_the_stage_that_is_the_limit(share, limit, encoding, words):
+    said = "\n".join(verdict_of_reading(reading(share, limit, encoding)))
+    assert words in said
+    assert "a step for 256 events may be as short as 256 ms" in said
+
+
+def test_a_picture_shows_each_group_of_rates_that_has_some(tmp_path):
+    pytest.importorskip("matplotlib")
+    rates = [rate_of("plain", [1, 2, 3], limit=True), rate_of("EventStream", [2, 2, 2])]
+    path = draw_rates({"warm": rates, "cold": []}, "Reading", tmp_path / "a" / "read.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_encoding_that_is_not_known_is_refused():
+    with pytest.raises(InputError, match="int7"):
+        write.WriteBenchConfig(encodings=("int7",))
