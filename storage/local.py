@@ -117,10 +117,10 @@ class LocalStore(Store):
         past_cache = False
         with suppress(OSError, ValueError):  # what is no file, or cut off now, is told by opening
             found = file.stat()
-            # Of a file that is another's, and that one may not write, the kernel tells nothing.
-            told = found.st_uid == os.geteuid() or os.access(file, os.W_OK)
-            is_there = told and resident_share(file) >= MOSTLY
-            past_cache = found.st_size >= PAST_CACHE and not is_there
+            if stat.S_ISREG(found.st_mode) and found.st_size >= PAST_CACHE:  # a pipe would wait
+                # Of a file that is another's, and that one may not write, the kernel tells nothing.
+                told = found.st_uid == os.geteuid() or os.access(file, os.W_OK)
+                past_cache = not (told and resident_share(file) >= MOSTLY)
         return LocalFile(file, past_cache)
 
     def create(self, path: str, contested: bool = False) -> AtomicFile:
