@@ -138,6 +138,7 @@ def sample_dataset(
                         priors=priors,
                         optimal_snr=float(snrs[event]),
                         provenance=provenance,
+                        data=str(data),
                     )
                     write_posterior(folder, posterior)
             sampled += len(rows)

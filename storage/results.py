@@ -1,14 +1,15 @@
 """Posterior files: one a event, in the JSON form that `bilby.result.read_in_result` reads."""
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 from storage.arrays import Array
 from storage.documents import parse_json
@@ -17,6 +18,43 @@ from storage.files import write_atomically
 
 SUFFIX = "_result.json"
 LOG_PROB = "log_prob"
+LOG_LIKELIHOOD, LOG_PRIOR, WEIGHTS = "log_likelihood", "log_prior", "weights"
+REWEIGHTED = "reweighted"  # the folder below that of the samples
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What the exact likelihood says of samples that an estimator drew.
+
+    Source: arXiv:2210.05686 (DINGO-IS), equations 2 to 4.
+
+    Attributes:
+        log_likelihood: Of each sample, minus that of noise alone (log likelihood ratio).
+        log_prior: Log prior density of each sample, over the sampled parameters.
+        weights: Importance weight of each sample: likelihood times prior over the estimator's
+            density; their mean is 1.
+        log_evidence: log Bayes factor of a signal against noise, from the weights' mean.
+        log_evidence_error: Its standard error.
+        log_noise_evidence: Log likelihood of noise alone, without the constant of its
+            normalisation.
+    """
+
+    log_likelihood: Float[Array, "sample"]
+    log_prior: Float[Array, "sample"]
+    weights: Float[Array, "sample"]
+    log_evidence: float
+    log_evidence_error: float
+    log_noise_evidence: float
+
+    @property
+    def effective_samples(self) -> float:
+        """(sum w)^2 / sum w^2."""
+        return float(self.weights.sum() ** 2 / (self.weights**2).sum())
+
+    @property
+    def efficiency(self) -> float:
+        """Effective samples a sample."""
+        return self.effective_samples / len(self.weights)
 
 
 @dataclass(frozen=True)
@@ -32,6 +70,8 @@ class Posterior:
         priors: Every parameter's prior, as in a bilby prior file.
         optimal_snr: Of the network; None where it is not known.
         provenance: What the samples were made from (digests, seed, versions).
+        data: The data set that holds the event, as it was called; empty where it is not known.
+        exact: What reweighting found; None before.
     """
 
     event: int
@@ -42,11 +82,28 @@ class Posterior:
     priors: Mapping[str, str]
     optimal_snr: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+    exact: Exact | None = None
 
     @property
     def label(self) -> str:
         """Bilby's label: the file's name without its ending."""
         return f"event_{self.event:09d}"
+
+    def equally_weighted(self) -> Int64[Array, "row"]:
+        """Rows of the samples to take for samples of equal weight, as many as are effective.
+
+        Systematic resampling, by a random number of the event's own: the same each time. Before
+        reweighting, all of them.
+        """
+        if self.exact is None:
+            return np.arange(len(self.samples))
+        count = math.ceil(self.exact.effective_samples)
+        offset = np.random.default_rng(self.event).random()
+        shares = np.cumsum(self.exact.weights)
+        marks = (np.arange(count) + offset) / count * shares[-1]
+        rows: Int64[Array, "row"] = np.searchsorted(shares, marks, "right")
+        return rows.clip(max=len(shares) - 1)
 
 
 def result_path(folder: Path, event: int) -> Path:
@@ -56,8 +113,19 @@ def result_path(folder: Path, event: int) -> Path:
 
 def write_posterior(folder: Path, posterior: Posterior) -> Path:
     """Write one posterior; return the file."""
-    columns = dict(zip(posterior.names, posterior.samples.T.tolist(), strict=True))
-    columns[LOG_PROB] = posterior.log_prob.tolist()
+    frame = _frame(posterior, range(len(posterior.samples)))
+    exact = posterior.exact
+    if exact is None:
+        frames: dict[str, Any] = {"posterior": frame}
+    else:
+        frames = {
+            "posterior": _frame(posterior, posterior.equally_weighted()),
+            "nested_samples": frame,
+            "log_evidence": exact.log_evidence + exact.log_noise_evidence,
+            "log_evidence_err": exact.log_evidence_error,
+            "log_noise_evidence": exact.log_noise_evidence,
+            "log_bayes_factor": exact.log_evidence,
+        }
     content = {
         "label": posterior.label,
         "outdir": ".",
@@ -66,11 +134,12 @@ def write_posterior(folder: Path, posterior: Posterior) -> Path:
         "fixed_parameter_keys": [n for n in posterior.priors if n not in posterior.names],
         "constraint_parameter_keys": [],
         "priors": dict(posterior.priors),
-        "posterior": {"__dataframe__": True, "content": columns},
+        **frames,
         "injection_parameters": dict(posterior.truth) or None,
         "meta_data": {
             "event": posterior.event,
             "optimal_snr": posterior.optimal_snr,
+            "data": posterior.data,
             "strainflow": dict(posterior.provenance),
         },
     }
@@ -79,15 +148,30 @@ def write_posterior(folder: Path, posterior: Posterior) -> Path:
     return path
 
 
+def _frame(posterior: Posterior, rows: Sequence[int] | Int64[Array, "row"]) -> dict[str, Any]:
+    """Some of the samples, as bilby writes a pandas frame."""
+    columns = dict(zip(posterior.names, posterior.samples.T, strict=True))
+    columns[LOG_PROB] = posterior.log_prob
+    if exact := posterior.exact:
+        columns[LOG_LIKELIHOOD] = exact.log_likelihood
+        columns[LOG_PRIOR] = exact.log_prior
+        columns[WEIGHTS] = exact.weights
+    chosen = np.asarray(rows, np.int64)
+    return {
+        "__dataframe__": True,
+        "content": {name: column[chosen].tolist() for name, column in columns.items()},
+    }
+
+
 def read_posterior(path: Path) -> Posterior:
-    """Read one posterior back.
+    """Read one posterior back; a reweighted one with all samples and their weights.
 
     Raises:
         DamagedDataError: It is no posterior file of ours.
     """
     try:
         content = parse_json(path.read_bytes(), str(path))
-        columns = content["posterior"]["content"]
+        columns = content.get("nested_samples", content["posterior"])["content"]
         names = tuple(content["search_parameter_keys"])
         posterior = Posterior(
             event=content["meta_data"]["event"],
@@ -98,6 +182,8 @@ def read_posterior(path: Path) -> Posterior:
             priors=content["priors"],
             optimal_snr=content["meta_data"]["optimal_snr"],
             provenance=content["meta_data"]["strainflow"],
+            data=content["meta_data"].get("data", ""),
+            exact=_exact(content, columns) if "nested_samples" in content else None,
         )
         _refuse_impossible(posterior)
         return posterior
@@ -106,6 +192,21 @@ def read_posterior(path: Path) -> Posterior:
             f"{path}: is no posterior file that `strainflow sample` wrote whole "
             f"({type(error).__name__}: {error}); delete it and sample again"
         ) from None
+
+
+def _exact(content: Mapping[str, Any], columns: Mapping[str, Any]) -> Exact:
+    return Exact(
+        log_likelihood=_numbers(columns[LOG_LIKELIHOOD]),
+        log_prior=_numbers(columns[LOG_PRIOR]),
+        weights=_numbers(columns[WEIGHTS]),
+        log_evidence=float(content["log_bayes_factor"]),
+        log_evidence_error=float(content["log_evidence_err"]),
+        log_noise_evidence=float(content["log_noise_evidence"]),
+    )
+
+
+def _numbers(column: Any) -> Float[Array, "sample"]:  # noqa: ANN401  # of a JSON document
+    return np.array(column, np.float64)
 
 
 def _refuse_impossible(posterior: Posterior) -> None:
@@ -121,6 +222,14 @@ def _refuse_impossible(posterior: Posterior) -> None:
         raise ValueError("names")
     if samples.ndim != 2 or posterior.log_prob.shape != samples.shape[:1]:
         raise ValueError("number of samples")
+    if type(posterior.data) is not str:
+        raise ValueError("data")
+    if exact := posterior.exact:
+        columns = (exact.log_likelihood, exact.log_prior, exact.weights)
+        if any(column.shape != posterior.log_prob.shape for column in columns):
+            raise ValueError("number of weights")
+        if not (np.isfinite(exact.weights).all() and (exact.weights >= 0).all()):
+            raise ValueError("weights")
     if not all(
         isinstance(m, dict) for m in (posterior.truth, posterior.priors, posterior.provenance)
     ):

@@ -14,6 +14,7 @@ from model.sample import SampleConfig, sample_dataset
 from storage.dataset import open_dataset
 from storage.errors import DamagedDataError, InputError
 from storage.results import (
+    Exact,
     Posterior,
     parse_range,
     read_posterior,
@@ -88,6 +89,35 @@ def test_a_posterior_comes_back_from_its_file(tmp_path):
     assert replace(read, samples=None, log_prob=None) == replace(
         written, samples=None, log_prob=None
     )
+
+
+def test_a_reweighted_posterior_comes_back_whole_and_gives_bilby_equal_weights(tmp_path):
+    samples, weights = np.arange(20.0).reshape(10, 2), np.arange(10.0) / 4.5
+    exact = Exact(-np.arange(10.0), np.full(10, -1.0), weights, 55.0, 0.1, -1000.0)
+    written = Posterior(7, ("ra", "psi"), samples, np.zeros(10), {}, {}, exact=exact)
+    path = write_posterior(tmp_path, written)
+    read = read_posterior(path)
+    assert np.array_equal(read.samples, samples)
+    for name in ("log_likelihood", "log_prior", "weights"):
+        assert np.array_equal(getattr(read.exact, name), getattr(exact, name))
+    assert read.exact.efficiency == pytest.approx(45**2 / (10 * 285))
+    result = bilby.result.read_in_result(str(path))
+    assert result.log_evidence == -945.0
+    assert result.log_evidence_err == 0.1
+    assert result.log_bayes_factor == 55.0
+    assert len(result.posterior) == 8  # the effective ones, rounded up
+    assert 0.0 not in result.posterior["ra"].values  # of weight 0
+    assert len(result.nested_samples) == 10
+
+
+def test_samples_of_equal_weight_follow_the_weights():
+    weights = np.random.default_rng(0).exponential(size=100_000)
+    exact = Exact(weights, weights, weights, 0.0, 0.0, 0.0)
+    posterior = Posterior(1, ("ra",), weights[:, None], weights, {}, {}, exact=exact)
+    mean = np.average(weights, weights=weights)
+    drawn = weights[posterior.equally_weighted()]
+    assert drawn.mean() == pytest.approx(mean, rel=1e-3)
+    assert weights.mean() < 0.6 * mean
 
 
 def test_a_rerun_does_only_what_is_missing_and_gives_the_same_bytes(
