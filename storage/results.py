@@ -102,8 +102,8 @@ class Posterior:
         offset = np.random.default_rng(self.event).random()
         shares = np.cumsum(self.exact.weights)
         marks = (np.arange(count) + offset) / count * shares[-1]
-        rows: Int64[Array, "row"] = np.searchsorted(shares, marks, "right")
-        return rows.clip(max=len(shares) - 1)
+        rows = np.searchsorted(shares, marks, "right").clip(max=len(shares) - 1)
+        return np.asarray(rows, np.int64)
 
 
 def result_path(folder: Path, event: int) -> Path:

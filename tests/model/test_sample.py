@@ -93,8 +93,9 @@ def test_a_posterior_comes_back_from_its_file(tmp_path):
 
 def test_a_reweighted_posterior_comes_back_whole_and_gives_bilby_equal_weights(tmp_path):
     samples, weights = np.arange(20.0).reshape(10, 2), np.arange(10.0) / 4.5
+    priors = {"ra": "Uniform(0, 1)", "psi": "Uniform(0, 3)"}
     exact = Exact(-np.arange(10.0), np.full(10, -1.0), weights, 55.0, 0.1, -1000.0)
-    written = Posterior(7, ("ra", "psi"), samples, np.zeros(10), {}, {}, exact=exact)
+    written = Posterior(7, ("ra", "psi"), samples, np.zeros(10), {}, priors, exact=exact)
     path = write_posterior(tmp_path, written)
     read = read_posterior(path)
     assert np.array_equal(read.samples, samples)
@@ -116,7 +117,7 @@ def test_samples_of_equal_weight_follow_the_weights():
     posterior = Posterior(1, ("ra",), weights[:, None], weights, {}, {}, exact=exact)
     mean = np.average(weights, weights=weights)
     drawn = weights[posterior.equally_weighted()]
-    assert drawn.mean() == pytest.approx(mean, rel=1e-3)
+    assert drawn.mean() == pytest.approx(mean, rel=0.01)
     assert weights.mean() < 0.6 * mean
 
 
