@@ -48,12 +48,17 @@ class EventPrior:
         """The density, with the share from the draws that the manifests count as thrown away.
 
         Raises:
+            InputError: There is no finished shard.
             DamagedDataError: A manifest was altered.
         """
         events, rejected = 0, Counter[str]()
         for manifest in iterate_manifests(url, schema):
             events += manifest.events
             rejected.update(manifest.rejected)
+        if not events:
+            raise InputError(
+                f"{url}: holds no finished shard; finish it with `strainflow simulate`"
+            )
         together = config.extrinsic_draws_per_waveform
         return cls(config, *accepted_share(events, rejected, together))
 

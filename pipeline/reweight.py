@@ -104,11 +104,13 @@ class Target:
         return cls(data, store.address, *digests, schema, prior)
 
     def require(self, posterior: Posterior, path: Path) -> None:
-        """Refuse a posterior that is of other data.
+        """Refuse a posterior that is of other data, or of nothing.
 
         Raises:
             InputError: It is.
         """
+        if not len(posterior.samples):
+            raise InputError(f"{path}: holds no samples; sample the event again")
         recorded = str(posterior.provenance.get("data_sha256"))
         if recorded != self.digest or posterior.event >= self.schema.events:
             raise InputError(
@@ -259,8 +261,9 @@ def _finished(folder: Path, source: Path) -> Posterior | None:
     if not path.exists():
         return None
     posterior = read_posterior(path)
-    recorded = posterior.provenance.get(STAGE, {})
-    if posterior.exact is None or recorded.get("source_sha256") != _digest(source):
+    recorded = posterior.provenance.get(STAGE)
+    source_there = recorded.get("source_sha256") if isinstance(recorded, dict) else None
+    if posterior.exact is None or source_there != _digest(source):
         raise InputError(
             f"{path}: was not made from {source} as that is now; delete the folder, or give "
             "another --out"
