@@ -42,6 +42,7 @@ VERBS = {
     "bench compare": ("storage.commands:bench_compare", "measure other loaders beside ours"),
     "train": ("model.commands:train", "train a network on a data set, or go on training"),
     "sample": ("model.commands:sample", "draw posterior samples for events of a data set"),
+    "reweight": ("pipeline.commands:reweight", "give posterior samples their exact likelihoods"),
     "diagnose": ("model.commands:diagnose", "check posterior samples: P-P plot, widths, verdict"),
 }
 

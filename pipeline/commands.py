@@ -11,6 +11,8 @@ from pipeline.plan import summary as plan_summary
 from pipeline.recode import RecodeConfig, recode_dataset
 from pipeline.repair import repair_dataset
 from pipeline.repair import summary as repair_summary
+from pipeline.reweight import ReweightConfig, reweight_results
+from pipeline.reweight_report import summary as reweight_summary
 from pipeline.run import RunReport, simulate_dataset
 from pipeline.verify import summary as verify_summary
 from pipeline.verify import verify_dataset
@@ -106,6 +108,31 @@ def repair(
     report = repair_dataset(data, cluster, accept)
     _say(json_format.dumps(asdict(report)) if json else repair_summary(report))
     return 1 if report.remaining else 0
+
+
+def reweight(
+    results: str,
+    /,
+    *,
+    cluster: ClusterConfig = ClusterConfig(),  # noqa: B008  # frozen
+    data: str | None = None,
+    out: str | None = None,
+    json: bool = False,
+) -> int:
+    """Give posterior samples their exact likelihoods: weights, efficiency, evidence.
+
+    Exit code 1 if the samples of an event miss its posterior.
+
+    Args:
+        results: Folder that `strainflow sample` made.
+        cluster: Where likelihoods are computed.
+        data: The data set; by default the one that the result files name.
+        out: Folder of the reweighted result files; by default `reweighted` in that of the results.
+        json: Print what was found for each event as JSON.
+    """
+    report = reweight_results(ReweightConfig(results, data, out, cluster))
+    _say(json_format.dumps(asdict(report)) if json else reweight_summary(report))
+    return 1 if report.failed else 0
 
 
 def _after_writing(report: RunReport, json: bool, verb: str, done: str, rest: str) -> int:

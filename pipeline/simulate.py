@@ -202,7 +202,7 @@ class Simulator:
                 yield
             else:
                 parameters, waves = self._reuse(*shared, self.draw_parameters(generator))
-            signal = self._signal_of(waves, parameters)
+            signal = self.signal_of(waves, parameters)
             snr = optimal_snr(signal)
             snrs.append(float(np.linalg.norm(snr)))
             reason = self._refusal(snrs[-1])
@@ -292,11 +292,12 @@ class Simulator:
 
     def signal(self, parameters: Mapping[str, float]) -> Float[Array, "detector time"]:
         """The whitened signal in the segment, without noise, float32 [sigma]."""
-        return self._signal_of(self.waves(parameters), parameters)
+        return self.signal_of(self.waves(parameters), parameters)
 
-    def _signal_of(
+    def signal_of(
         self, waves: Polarisations, parameters: Mapping[str, float]
     ) -> Float[Array, "detector time"]:
+        """The same, of polarisations that are there; linear in them."""
         strain = self._project(waves, parameters)
         whitened = self.whitening.whiten_each(strain, waves.first_bin)
         return self.whitening.to_segment(whitened, waves.first_bin)
@@ -315,6 +316,10 @@ class Simulator:
             self.detectors,
             segment.generation_start,
         )
+
+    def accepts(self, network_snr: float) -> bool:
+        """Whether a network SNR lies in the configuration's window."""
+        return self._refusal(network_snr) is None
 
     @cached_property
     def _shared(self) -> dict[int, tuple[dict[str, float], Polarisations]]:

@@ -20,21 +20,29 @@ SUFFIX = "_result.json"
 LOG_PROB = "log_prob"
 LOG_LIKELIHOOD, LOG_PRIOR, WEIGHTS = "log_likelihood", "log_prior", "weights"
 REWEIGHTED = "reweighted"  # the folder below that of the samples
+# Stands for the logarithm of zero, as bilby writes it: JSON has no infinity.
+IMPOSSIBLE = -float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True)
 class Exact:
     """What the exact likelihood says of samples that an estimator drew.
 
+    The logarithm of zero is `IMPOSSIBLE`, the smallest finite number: the likelihood of a sample
+    without a waveform or outside the prior, the prior density where no event can be. Such a sample
+    has weight 0.
+
     Source: arXiv:2210.05686 (DINGO-IS), equations 2 to 4.
 
     Attributes:
         log_likelihood: Of each sample, minus that of noise alone (log likelihood ratio).
-        log_prior: Log prior density of each sample, over the sampled parameters.
+        log_prior: Log density of each sample, over the sampled parameters, of the distribution
+            that the data set's events come from: prior, constraints and SNR window, normalised.
         weights: Importance weight of each sample: likelihood times prior over the estimator's
-            density; their mean is 1.
-        log_evidence: log Bayes factor of a signal against noise, from the weights' mean.
-        log_evidence_error: Its standard error.
+            density; their mean is 1, or 0 where no sample is possible.
+        log_evidence: log Bayes factor of a signal against noise, from the weights' mean;
+            `IMPOSSIBLE` where all are 0.
+        log_evidence_error: Its standard error; `-IMPOSSIBLE` where it has none.
         log_noise_evidence: Log likelihood of noise alone, without the constant of its
             normalisation.
     """
@@ -48,8 +56,9 @@ class Exact:
 
     @property
     def effective_samples(self) -> float:
-        """(sum w)^2 / sum w^2."""
-        return float(self.weights.sum() ** 2 / (self.weights**2).sum())
+        """(sum w)^2 / sum w^2; 0 where all weights are."""
+        squares = float((self.weights**2).sum())
+        return float(self.weights.sum()) ** 2 / squares if squares else 0.0
 
     @property
     def efficiency(self) -> float:
