@@ -24,6 +24,12 @@ from storage.urls import Store, store_of
 from storage.verify import Inventory, file_digest, take_inventory
 
 
+NOT_SIMULATED = (
+    "its events were cut out of frames and cannot be simulated; run the same `strainflow cut` again, "
+    "which cuts what is damaged or missing once more (where it was recoded, recode its source again)"
+)
+
+
 class OtherBytesError(DamagedDataError):
     """A shard was simulated again and has other bytes than its manifest records."""
 
@@ -133,6 +139,8 @@ def mend_shard(url: str, accept: bool, shard: int) -> Mended:
         accept: Whether other bytes than those that were recorded are taken.
         shard: Its number.
     """
+    if "frames" in read_schema(url).provenance:
+        return Mended(shard, refusal=f"shard {shard}: {NOT_SIMULATED}")
     proof = _Proof(store_of(url), accept, shard)
     try:
         report = simulate_shard(url, shard, proof.approve)

@@ -28,6 +28,7 @@ from pipeline.config import (
     without_paths,
 )
 from pipeline.detector import Detector
+from pipeline.distributions import Distribution
 from pipeline.memory import keep_freed_memory
 from pipeline.null_stream import check_shard
 from pipeline.prior_text import describe
@@ -199,7 +200,6 @@ def _sound_shards(store: Store, schema: Schema) -> set[int]:
 def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
     """What the data set of a configuration is."""
     segment = config.segment
-    priors = config.prior.distributions()
     return Schema(
         events=config.events,
         events_per_shard=min(config.events_per_shard, config.events),
@@ -208,16 +208,7 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
         sample_rate=segment.sample_rate,
         encoding=encoding_of(config, simulator),
         noisy=config.noise != "none",
-        parameters=tuple(
-            Parameter(
-                name=name,
-                unit=facts.unit,
-                prior=describe(priors[name]),
-                minimum=_finite(priors[name].minimum),
-                maximum=_finite(priors[name].maximum),
-            )
-            for name, facts in PARAMETERS.items()
-        ),
+        parameters=parameter_columns(config.prior.distributions()),
         frequencies=simulator.psd.shape[1],
         frequency_step=1 / segment.generation_duration,
         provenance={
@@ -226,8 +217,26 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
             "start_time": segment.start_time,
             "band": [config.waveform.f_lower, segment.sample_rate / 2],
             "detectors": [detector.to_dict() for detector in simulator.detectors],
-            "versions": _library_versions(),
+            "versions": library_versions(),
         },
+    )
+
+
+def parameter_columns(priors: Mapping[str, Distribution]) -> tuple[Parameter, ...]:
+    """The columns of the table of parameters.
+
+    Args:
+        priors: Of each parameter.
+    """
+    return tuple(
+        Parameter(
+            name=name,
+            unit=facts.unit,
+            prior=describe(priors[name]),
+            minimum=_finite(priors[name].minimum),
+            maximum=_finite(priors[name].maximum),
+        )
+        for name, facts in PARAMETERS.items()
     )
 
 
@@ -339,7 +348,7 @@ def _require_provenance(schema: Schema, url: str) -> None:
             )
 
 
-def _library_versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Of all that the bits of an event come from."""
     names = ("strainflow", "pycbc", "lalsuite", "numpy", "pyfftw", "scipy", "astropy", "numcodecs")
     return {name: version(name) for name in names}
@@ -351,7 +360,7 @@ def _require_same_libraries(recorded: Mapping[str, str], url: str) -> None:
     Raises:
         InputError: A library here has another version than the data set says.
     """
-    for name, here in _library_versions().items():
+    for name, here in library_versions().items():
         if recorded.get(name) != here:
             raise InputError(
                 f"{url}: is made with {name} {recorded.get(name)}, the worker on "
