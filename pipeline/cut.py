@@ -1,7 +1,7 @@
 """Segments of real data as a data set: cut out of frames, whitened as simulated events are."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,23 +12,30 @@ import blake3
 import numpy as np
 from jaxtyping import Float
 
-from pipeline.config import PsdConfig, SimulationConfig, simulation_to_dict, without_paths
-from pipeline.detector import Detector
+from pipeline.config import PsdConfig, simulation_to_dict, without_paths
 from pipeline.distributions import Distribution
 from pipeline.frames import Frames
 from pipeline.moments import Moment, moments_of
 from pipeline.noise import load_psds, optimal_snr
 from pipeline.prior_text import describe
 from pipeline.priors import PARAMETERS
-from pipeline.run import RunReport, checks_of, library_versions, refuse_a_file, reported
+from pipeline.run import (
+    RunReport,
+    checks_of,
+    library_versions,
+    parameter_columns,
+    refuse_a_file,
+    reported,
+    simulator_of_dataset,
+)
 from pipeline.runlog import RunLog
 from pipeline.segment import Cutter, estimate_psd
 from pipeline.simulate import Simulator
 from pipeline.waveform import WaveformError
 from storage.arrays import Array
-from storage.dataset import create_dataset, read_psd, read_schema
+from storage.dataset import create_dataset
 from storage.encodings import certified, encoding_named
-from storage.errors import DamagedDataError, InputError
+from storage.errors import InputError
 from storage.manifest import finished_shards, manifest_path
 from storage.progress import progress_bar
 from storage.schema import GROUP_METADATA, Event, Schema
@@ -245,9 +252,7 @@ def simulator_like(like: str | Path | Store) -> Simulator:
     Raises:
         InputError: There is no data set of ours, or it does not say how it was simulated.
     """
-    from pipeline.run import simulator_of_dataset
-
-    simulator, _ = simulator_of_dataset(str(like) if isinstance(like, Path) else like)
+    simulator, _ = simulator_of_dataset(store_of(like).address)
     return replace(simulator, config=replace(simulator.config, noise="gaussian"))
 
 

@@ -130,8 +130,8 @@ class Frames:
         if opened and not found:
             there = sorted({name for path in opened for name in channels_of(path)})
             raise InputError(
-                f"frames: no file holds the channel {channel}; {opened[0].name} and the others "
-                f"hold {', '.join(there) or 'none'}"
+                f"frames: no file holds the channel {channel}, the {len(opened)} that were opened "
+                f"hold {', '.join(there) or 'none'}; name one of them"
             )
         return sorted(found, key=lambda piece: (piece.start, piece.path.name))
 
@@ -181,19 +181,19 @@ class Frames:
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
             raise NotFiniteError(
-                f"frames: {channel} holds no numbers from {start + wrong[0] / rate:.10g} to "
-                f"{start + (wrong[-1] + 1) / rate:.10g}, and {within.start:.10g} to "
-                f"{within.stop:.10g} are needed; give another time"
+                f"frames: {channel} holds no numbers from {start + wrong[0] / rate:.13g} to "
+                f"{start + (wrong[-1] + 1) / rate:.13g}, and {within.start:.13g} to "
+                f"{within.stop:.13g} are needed; give another time"
             )
         return Stretch(values, start, rate), sorted({piece.path for piece in pieces})
 
     def _refusal(self, channel: str, within: Span) -> str:
         spans = merged(self.pieces(channel))
-        there = ", ".join(f"{span.start:.10g} to {span.stop:.10g}" for span in spans[:MOST_SPANS])
+        there = ", ".join(f"{span.start:.13g} to {span.stop:.13g}" for span in spans[:MOST_SPANS])
         if len(spans) > MOST_SPANS:
-            there += f" and {len(spans) - MOST_SPANS} stretches more, to {spans[-1].stop:.10g}"
+            there += f" and {len(spans) - MOST_SPANS} stretches more, to {spans[-1].stop:.13g}"
         return (
-            f"frames: {channel} is needed from {within.start:.10g} to {within.stop:.10g}, the "
+            f"frames: {channel} is needed from {within.start:.13g} to {within.stop:.13g}, the "
             f"files cover {there or 'nothing'} [GPS s]; give the files that are missing, or "
             "another time"
         )

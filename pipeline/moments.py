@@ -119,7 +119,7 @@ def moments_of(
         if not abs(time - source.get("geocent_time", time)) <= MOST_APART:
             raise InputError(
                 f"injections: number {number} of {injections} has no geocent_time, or one that is "
-                f"more than {MOST_APART:g} s from the {time:.10g} of --gps; give them in one order"
+                f"more than {MOST_APART:g} s from the {time:.13g} of --gps; give them in one order"
             )
     return tuple(
         Moment.at(time, config, source) for time, source in zip(times, sources, strict=True)

@@ -23,10 +23,10 @@ from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK, Schema, shard_
 from storage.urls import Store, store_of
 from storage.verify import Inventory, file_digest, take_inventory
 
-
 NOT_SIMULATED = (
-    "its events were cut out of frames and cannot be simulated; run the same `strainflow cut` again, "
-    "which cuts what is damaged or missing once more (where it was recoded, recode its source again)"
+    "its events were cut out of frames and cannot be simulated; run the same `strainflow cut` "
+    "again, which cuts once more what is damaged or missing; where it was recoded, recode its "
+    "source again"
 )
 
 

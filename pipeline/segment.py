@@ -51,8 +51,8 @@ class Cutter:
         samples = self.margin * segment.sample_rate
         if not 1 <= self.margin < 1e6 or samples != int(samples):
             raise InputError(
-                f"margin: got {self.margin:g} s, at least 1 s is needed for the whitening to settle, "
-                f"and a whole number of samples at {segment.sample_rate:g} Hz"
+                f"margin: got {self.margin:g} s, at least 1 s is needed for the whitening to "
+                f"settle, and a whole number of samples at {segment.sample_rate:g} Hz"
             )
         object.__setattr__(self, "_scale", self._scale_of_bins())  # once, for every event
 

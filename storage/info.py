@@ -198,7 +198,7 @@ def _words_on_frames(frames: Mapping[str, Any] | None) -> list[str]:
     if frames is None:
         return []
     times = [float(moment["gps"]) for moment in frames["events"]]
-    when = ", ".join(f"{time:.10g}" for time in times[:MOST_NAMES])
+    when = ", ".join(f"{time:.13g}" for time in times[:MOST_NAMES])
     more = f" and {len(times) - MOST_NAMES} more" if len(times) > MOST_NAMES else ""
     return [
         f"  frames      {', '.join(map(str, frames['channels']))} of {len(frames['files'])} files, "

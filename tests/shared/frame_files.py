@@ -1,4 +1,4 @@
-"""Frames as other tools write them: signals from bilby, files from PyCBC, h5py in others' layouts."""
+"""Frames as other tools write them: signals by bilby, files by PyCBC and in others' layouts."""
 
 from dataclasses import replace
 
