@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import blake3
 import numpy as np
 from jaxtyping import Float
 
 from pipeline.config import PsdConfig, simulation_to_dict, without_paths
 from pipeline.distributions import Distribution
-from pipeline.frames import Frames
+from pipeline.frame_noise import ESTIMATE
+from pipeline.frames import Frames, digest_of
 from pipeline.moments import Moment, moments_of
 from pipeline.noise import load_psds, optimal_snr
 from pipeline.prior_text import describe
@@ -44,7 +44,6 @@ from storage.verify import verify_shard
 from storage.writer import write_shard
 
 PER_SHARD = 64
-ESTIMATE = "estimate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,11 +259,6 @@ def shifted(times: Distribution, by: float) -> Distribution:
     """A distribution of times of coalescence, later."""
     fields = [name for name in ("minimum", "maximum", "mu", "peak") if name in vars(times)]
     return replace(times, **{name: vars(times)[name] + by for name in fields})  # type: ignore[type-var]  # dataclasses all
-
-
-def digest_of(path: Path) -> str:
-    """BLAKE3 of a file."""
-    return blake3.blake3().update_mmap(path).hexdigest()
 
 
 def _complete(store: Store, schema: Schema, task: _Task) -> RunReport:

@@ -17,6 +17,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import blake3
 import lal
 import lalframe
 import numpy as np
@@ -201,6 +202,11 @@ class Frames:
 
 class NotFiniteError(InputError):
     """Frames hold something that is no number where samples are wanted."""
+
+
+def digest_of(path: Path) -> str:
+    """BLAKE3 of a file."""
+    return blake3.blake3().update_mmap(path).hexdigest()
 
 
 def merged(spans: Sequence[Span]) -> list[Span]:

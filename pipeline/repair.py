@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pipeline.cluster import ClusterConfig
 from pipeline.config import simulation_from_dict
-from pipeline.noise import load_psds
 from pipeline.run import on_workers, simulate_shard
 from pipeline.runlog import RunLog, ShardReport
+from pipeline.simulate import psds_of
 from pipeline.verify import MOST_LINES, verify_dataset
 from storage.dataset import is_recorded_psd, read_schema
 from storage.documents import parse_json, sealed_document, sealed_json
@@ -269,7 +269,7 @@ def _psd_again(store: Store, inventory: Inventory) -> bytes | None:
     config = simulation_from_dict(provenance.get("configuration"))
     names = [item["name"] for item in provenance["detectors"]]
     try:
-        content = load_psds(config, names).astype("<f8").tobytes()
+        content = psds_of(config, names).astype("<f8").tobytes()
     except InputError:  # a file that lies elsewhere
         return None
     group = parse_json(inventory.group, store.url)

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Complex, Float
-from pycbc.psd.estimate import median_bias
 from scipy.signal import spectrogram
 from scipy.signal.windows import tukey
 
@@ -167,9 +166,7 @@ def estimate_psd(
     duration: float,
     length: float,
 ) -> Float[Array, "frequency"]:
-    """The median of periodograms of the data around some stretches, which are left out.
-
-    Source: arXiv:gr-qc/0509116, appendix B.
+    """The PSD of the data around some stretches, which are left out.
 
     Args:
         frames: The files.
@@ -177,24 +174,44 @@ def estimate_psd(
         stretches: Their surroundings are taken together.
         config: Gives the band, and the bins of the generated waveform.
         duration: Of the data before and after each stretch, together [s].
-        length: Of a periodogram; they overlap by half and are softened by Hann's window [s].
+        length: Of a periodogram [s].
 
     Raises:
         InputError: The files hold too little around the stretches.
     """
-    spectra: list[Array] = []
-    there = merged(frames.pieces(channel))
     taken = merged(stretches)
-    around = [
-        side
-        for span in taken
-        for side in (
-            Span(span.start - duration / 2, span.start),
-            Span(span.stop, span.stop + duration / 2),
-        )
-    ]
+    around = merged([Span(span.start - duration / 2, span.stop + duration / 2) for span in taken])
+    there = merged(frames.pieces(channel))
+    spans = common([without(around, taken), there])
+    return median_psd(frames, channel, spans, config, length)
+
+
+def median_psd(
+    frames: Frames,
+    channel: str,
+    spans: Sequence[Span],
+    config: SimulationConfig,
+    length: float,
+) -> Float[Array, "frequency"]:
+    """The median of periodograms that overlap by half, softened by Hann's window.
+
+    Source: arXiv:gr-qc/0509116, appendix B.
+
+    Args:
+        frames: The files, which cover the spans.
+        channel: Its name.
+        spans: The data to take.
+        config: Gives the band, and the bins of the generated waveform.
+        length: Of a periodogram [s].
+
+    Raises:
+        InputError: The spans hold too little.
+    """
+    from pycbc.psd.estimate import median_bias
+
+    spectra: list[Array] = []
     frequencies = np.zeros(0)
-    for span in common([without(merged(around), taken), there]):
+    for span in spans:
         if span.stop - span.start < length:
             continue
         stretch, _ = frames.read(channel, span)
@@ -211,9 +228,9 @@ def estimate_psd(
     count = sum(power.shape[1] for power in spectra)
     if count < FEWEST_PERIODOGRAMS:
         raise InputError(
-            f"psd: the files hold {count} periodograms of {length:g} s of {channel} around the "
-            f"segments, at least {FEWEST_PERIODOGRAMS} are needed for an estimate; give files that "
-            "reach further, a longer psd_duration, or a psd by name or file"
+            f"psd: the files hold {count} periodograms of {length:g} s of {channel} to be taken, "
+            f"at least {FEWEST_PERIODOGRAMS} are needed for an estimate; give files that reach "
+            "further, a longer psd_duration, or a psd by name or file"
         )
     median = np.median(np.concatenate(spectra, axis=1), axis=1) / median_bias(count)
     return _on_bins(frequencies, median, config, channel)

@@ -35,7 +35,7 @@ from storage.info import describe, summary
 from strainflow import main
 
 PSD = "EinsteinTelescopeP1600143"
-GPS = START + 32.0
+GPS, AROUND = START + 32.0, START + 16  # the latter of 32 s of signal
 AGREEMENT = 4e-3  # of the norm: signals of the simulator wrap around after 16 s; measured 2.3e-3
 
 
@@ -102,12 +102,13 @@ def stretches_of(strain, rate=RATE, start=GPS - 15.0):
     return [Stretch(row, start, rate) for row in strain]
 
 
-@pytest.mark.parametrize(("seed", "rate"), [(1, RATE), (2, RATE), (3, RATE // 2)])
+@pytest.mark.parametrize(("seed", "rate"), [(1, RATE), (2, RATE // 2)])
 def test_a_signal_by_bilby_at_any_time_is_cut_as_the_simulator_makes_it(
     simulator, reference, tmp_path, seed, rate
 ):
     ours, sky = draw(simulator, seed)
-    path = write_gwf(tmp_path / "x.gwf", bilby_signal(reference, sky, rate), rate=rate)
+    signal = bilby_signal(reference, sky, rate, AROUND, 32)
+    path = write_gwf(tmp_path / "x.gwf", signal, rate=rate, start=AROUND)
     frames = Frames.find([str(path)])
     expected = simulator.signal(ours)
     found = apart(cut(simulator, frames), expected)
@@ -119,10 +120,11 @@ def test_a_signal_by_bilby_at_any_time_is_cut_as_the_simulator_makes_it(
 
 
 def test_a_time_between_two_samples_is_met(simulator, reference, tmp_path):
-    late = 0.3 / RATE
+    late = 0.6 / RATE
     ours, sky = draw(simulator, 4)
     sky["geocent_time"] += late
-    write_gwpy(tmp_path / "x.hdf5", bilby_signal(reference, sky))
+    signal = bilby_signal(reference, sky, RATE // 2, AROUND, 32)
+    write_gwpy(tmp_path / "x.hdf5", signal, rate=RATE // 2, start=AROUND)
     frames = Frames.find([str(tmp_path / "x.hdf5")])
     assert apart(cut(simulator, frames, GPS + late), simulator.signal(ours)) < AGREEMENT
 
@@ -228,8 +230,9 @@ def test_known_parameters_are_counted_as_in_the_training_set(
     like, simulator, reference, noise, folder, tmp_path
 ):
     ours, sky = draw(simulator, 7, luminosity_distance=3000.0)
-    signal = bilby_signal(reference, sky)
-    path = write_gwf(tmp_path / "x.gwf", noise + signal)
+    signal = bilby_signal(reference, sky, RATE, AROUND, 32)
+    signal += noise[:, 16 * RATE : 48 * RATE]
+    path = write_gwf(tmp_path / "x.gwf", signal, start=AROUND)
     (tmp_path / "injections.json").write_text(json.dumps([sky]))
     config = CutConfig(
         frames=(str(path),), channels=CHANNELS, injections=str(tmp_path / "injections.json")
@@ -392,8 +395,9 @@ def ranks_of_the_truth(like, simulator, reference, folder, count):
     for number in range(count):
         source, sky = draw(simulator, 100 + number, luminosity_distance=4000.0)
         path = folder / f"{number}.gwf"
-        noise = coloured_noise(PSD, 500 + number, rate=8192)
-        write_gwf(path, noise + bilby_signal(reference, sky, 8192), rate=8192)
+        strain = bilby_signal(reference, sky, 8192, AROUND, 32)
+        strain += coloured_noise(PSD, 500 + number, 8192, 32)
+        write_gwf(path, strain, rate=8192, start=AROUND)
         (folder / f"{number}.json").write_text(json.dumps(sky))
         out = folder / f"{number}.zarr"
         config = CutConfig(
@@ -408,7 +412,7 @@ def ranks_of_the_truth(like, simulator, reference, folder, count):
 
 
 def test_an_exact_posterior_of_what_was_cut_covers_the_truth(like, simulator, reference, tmp_path):
-    ranks = ranks_of_the_truth(like, simulator, reference, tmp_path, 4)
+    ranks = ranks_of_the_truth(like, simulator, reference, tmp_path, 3)
     print(ranks)
     assert np.all((ranks > 1e-3) & (ranks < 1 - 1e-3))
 

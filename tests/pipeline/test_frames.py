@@ -1,4 +1,4 @@
-"""Reading frames: GWF and HDF5, over borders of files, and what is said where something is missing."""
+"""Reading frames, GWF and HDF5, over borders of files, and what is said where data are missing."""
 
 import h5py
 import numpy as np
