@@ -34,10 +34,10 @@ Config = TypeVar("Config")
 VERBS = {
     "plan": ("pipeline.commands:plan", "say what a data set will cost, from a calibration"),
     "simulate": ("pipeline.commands:simulate", "simulate a data set on Dask, or what is missing"),
-    "cut": ("pipeline.commands:cut", "cut events out of frames, as a data set to sample"),
     "verify": ("pipeline.commands:verify", "find every damaged or missing byte of a data set"),
     "repair": ("pipeline.commands:repair", "simulate damaged shards again, bit for bit"),
     "recode": ("pipeline.commands:recode", "write a data set once more in another encoding"),
+    "cut": ("pipeline.commands:cut", "cut events out of frames, as a data set to sample"),
     "info": ("model.commands:info", "say what a data set is, or a run and how far it is"),
     "bench read": ("storage.commands:bench_read", "measure reading a data set against its limit"),
     "bench write": ("storage.commands:bench_write", "measure writing against the disk's limit"),

@@ -13,8 +13,9 @@ from jaxtyping import Float
 
 from pipeline.config import PsdConfig, simulation_to_dict, without_paths
 from pipeline.distributions import Distribution
+from pipeline.frame_file import digest_of
 from pipeline.frame_noise import ESTIMATE
-from pipeline.frames import Frames, digest_of
+from pipeline.frames import Frames
 from pipeline.moments import Moment, moments_of
 from pipeline.noise import load_psds, optimal_snr
 from pipeline.prior_text import describe
@@ -252,6 +253,8 @@ def simulator_like(like: str | Path | Store) -> Simulator:
         InputError: There is no data set of ours, or it does not say how it was simulated.
     """
     simulator, _ = simulator_of_dataset(store_of(like).address)
+    if simulator.config.noise != "none":
+        return simulator
     return replace(simulator, config=replace(simulator.config, noise="gaussian"))
 
 

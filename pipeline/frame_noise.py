@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from pipeline.config import FrameNoise, SimulationConfig
-from pipeline.frames import Frames, NotFiniteError, Span, common, digest_of, merged
+from pipeline.frame_file import Span, digest_of
+from pipeline.frames import Frames, NotFiniteError, common, merged
 from pipeline.segment import Cutter, median_psd
 from storage.arrays import Array
 from storage.errors import InputError

@@ -21,7 +21,8 @@ from scipy.signal import spectrogram
 from scipy.signal.windows import tukey
 
 from pipeline.config import SimulationConfig
-from pipeline.frames import Frames, Span, Stretch, common, merged, without
+from pipeline.frame_file import Span
+from pipeline.frames import Frames, Stretch, common, merged, without
 from pipeline.waveform import start_taper
 from storage.arrays import Array
 from storage.errors import InputError

@@ -9,13 +9,14 @@ from frame_files import CHANNELS, START, coloured_noise, write_gwf, write_gwpy
 from scipy.stats import kstest
 
 from pipeline.config import SimulationConfig, simulation_from_dict, simulation_to_dict
+from pipeline.cut import CutConfig, cut_dataset
 from pipeline.frame_noise import NoiseSource
 from pipeline.frames import Frames
 from pipeline.repair import repair_dataset
-from pipeline.run import simulate_dataset, simulator_of_dataset
+from pipeline.run import describe_dataset, simulate_dataset, simulator_of_dataset
 from pipeline.segment import Cutter
 from pipeline.simulate import Simulator, simulate_event
-from storage.dataset import open_dataset, read_psd, read_schema
+from storage.dataset import create_dataset, open_dataset, read_psd, read_schema
 from storage.errors import InputError
 from storage.info import describe
 from strainflow import main
@@ -187,3 +188,13 @@ def test_the_stored_psd_is_that_of_the_frames(with_frames, running_cluster, tmp_
     simulate_dataset(config, tmp_path / "x.zarr")
     simulator = Simulator.from_config(config.simulation)
     assert np.array_equal(read_psd(tmp_path / "x.zarr"), simulator.psd)
+
+
+def test_events_are_cut_like_those_with_noise_out_of_frames(with_frames, folder, tmp_path):
+    config = with_frames("--psd.name=estimate")
+    simulator = Simulator.from_config(config.simulation)
+    create_dataset(tmp_path / "x.zarr", describe_dataset(config, simulator), simulator.psd)
+    cut = CutConfig(frames=(str(folder / "*.gwf"),), channels=CHANNELS, gps=(START + 30.0,))
+    cut_dataset(cut, tmp_path / "x.zarr", tmp_path / "cut.zarr")
+    assert np.array_equal(read_psd(tmp_path / "cut.zarr"), simulator.psd)
+    assert open_dataset(tmp_path / "cut.zarr")["strain"].std() == pytest.approx(1, abs=0.03)

@@ -13,7 +13,8 @@ from frame_files import (
     write_pycbc,
 )
 
-from pipeline.frames import Frames, NotFiniteError, Span, channels_of, common, merged, without
+from pipeline.frame_file import Span, channels_of
+from pipeline.frames import Frames, NotFiniteError, common, merged, without
 from storage.errors import DamagedDataError, InputError
 
 SECONDS = 8
