@@ -7,15 +7,17 @@ its command line: positional-only parameters are arguments, the others flags, an
 
 import difflib
 import inspect
+import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
-from typing import TypeVar, get_type_hints
+from typing import TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -35,6 +37,7 @@ VERBS = {
     "verify": ("pipeline.commands:verify", "find every damaged or missing byte of a data set"),
     "repair": ("pipeline.commands:repair", "simulate damaged shards again, bit for bit"),
     "recode": ("pipeline.commands:recode", "write a data set once more in another encoding"),
+    "cut": ("pipeline.commands:cut", "cut events out of frames, as a data set to sample"),
     "info": ("model.commands:info", "say what a data set is, or a run and how far it is"),
     "bench read": ("storage.commands:bench_read", "measure reading a data set against its limit"),
     "bench write": ("storage.commands:bench_write", "measure writing against the disk's limit"),
@@ -50,7 +53,7 @@ VERBS = {
 EXTRAS = {"pipeline": "[pipeline]", "model": "[model]", "storage": ""}
 
 # The parameters of verbs that say where something lies or goes.
-PLACES = ("data", "out", "folder", "run", "results", "scratch")
+PLACES = ("data", "out", "like", "folder", "run", "results", "scratch")
 
 LARGEST_RECIPE, DEEPEST_RECIPE = 10_000, 32
 _LONG_NUMBER = re.compile(r"[-+]?[0-9a-fA-FxXoO_:.]{100,}")
@@ -127,7 +130,8 @@ def _parse(verb: str, function: Callable[..., int], words: list[str]) -> Callabl
     if config is not None:
         parser.add_class_arguments(config)
     parser.add_function_arguments(function, skip={*positional, *switches, "config"})
-    values = _read(parser, words)
+    lists = () if positional or config is None else _lists_of(config)
+    values = _read(parser, _gathered(words, lists))
     for name in PLACES:
         if name in types and values[name] == "" != parser.get_default(name):
             raise InputError(
@@ -341,6 +345,44 @@ def _find_recipe(words: Sequence[str]) -> list[str]:
         if word == "--config" and not Path(found[index + 1]).exists() and installed.is_file():
             found[index + 1] = str(installed)
     return found
+
+
+def _lists_of(config: type) -> list[str]:
+    """The fields of a dataclass that hold any number of values."""
+    types = get_type_hints(config)
+    return [name for name, kind in types.items() if get_args(kind)[1:] == (...,)]
+
+
+def _gathered(words: Sequence[str], lists: Collection[str]) -> list[str]:
+    """Let `--gps 1 2` mean `--gps "[1, 2]"`.
+
+    Args:
+        words: Of the command line.
+        lists: Names of the flags that hold any number of values.
+    """
+    gathered: list[str] = []
+    waiting = list(words)
+    while waiting:
+        gathered.append(word := waiting.pop(0))
+        flag = word.removeprefix("--").replace("-", "_")
+        if not word.startswith("--") or flag not in lists:
+            continue
+        values = list(takewhile(lambda value: not value.startswith("--"), waiting))
+        del waiting[: len(values)]
+        if len(values) == 1 and values[0].startswith("["):
+            gathered += values
+        elif values:
+            numbers = all(map(_is_number, values))
+            gathered.append(f"[{', '.join(values)}]" if numbers else json.dumps(values))
+    return gathered
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _resolve(location: str) -> Callable[..., int]:

@@ -63,8 +63,13 @@ class Coordinate:
         """Learn from the prior, and from training events what it does not say.
 
         Raises:
-            InputError: The training events all have the same value.
+            InputError: The training events all have the same value, or some have none.
         """
+        if unknown := int(values.isnan().sum()):
+            raise InputError(
+                f"parameters: {parameter.name} is not known of {unknown} of the {len(values)} "
+                "training events, as of real ones; train on simulated events"
+            )
         if not values.max() > values.min():
             raise InputError(
                 f"parameters: {parameter.name} has one value in all {len(values)} training "

@@ -75,6 +75,7 @@ def plot_corner(posterior: Posterior, path: Path) -> Path:
         posterior: Of one event.
         path: Where to.
     """
+    posterior = posterior.in_the_sky()
     names = posterior.names
     samples = posterior.samples.copy()
     labels = [label(name) for name in names]

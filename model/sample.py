@@ -132,13 +132,12 @@ def sample_dataset(
                         names=estimator.theta.names,
                         samples=samples,
                         log_prob=density,
-                        truth=dict(
-                            zip(schema.parameter_names, batch.parameters[row].tolist(), strict=True)
-                        ),
+                        truth=_known(schema, batch.parameters[row]),
                         priors=priors,
-                        optimal_snr=float(snrs[event]),
+                        optimal_snr=float(snrs[event]) if np.isfinite(snrs[event]) else None,
                         provenance=provenance,
                         data=str(data),
+                        sky=schema.moment_of(event),
                     )
                     write_posterior(folder, posterior)
             sampled += len(rows)
@@ -181,6 +180,12 @@ class _Sampler:
         key = (int(event), purpose == "noise")
         sequence = np.random.SeedSequence(self._config.seed, spawn_key=key)
         return int(sequence.generate_state(1, np.uint64)[0]) % 2**63
+
+
+def _known(schema: Schema, parameters: Float64[Array, "parameter"]) -> dict[str, float]:
+    """The parameters of an event by name; of a real one they are not known, or not all."""
+    values = zip(schema.parameter_names, parameters.tolist(), strict=True)
+    return {name: value for name, value in values if np.isfinite(value)}
 
 
 def _refuse_other_data(

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from pipeline.cluster import ClusterConfig
 from pipeline.config import DatasetConfig
+from pipeline.cut import CutConfig, cut_dataset
 from pipeline.plan import make_plan
 from pipeline.plan import summary as plan_summary
 from pipeline.recode import RecodeConfig, recode_dataset
@@ -66,6 +67,18 @@ def recode(data: str, /, *, config: RecodeConfig, out: str, json: bool = False) 
     """
     report = recode_dataset(config, data, out)
     return _after_writing(report, json, "recode", "recoded", "")
+
+
+def cut(*, config: CutConfig, like: str, out: str, json: bool = False) -> int:
+    """Cut events out of frames, whitened as simulated events are, as a data set.
+
+    Args:
+        config: What, and out of which frames.
+        like: The data set whose configuration they are to fit: that the network was trained on.
+        out: The new data set.
+        json: Print the report as JSON.
+    """
+    return _after_writing(cut_dataset(config, like, out), json, "cut", "cut", "")
 
 
 def verify(

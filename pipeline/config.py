@@ -222,6 +222,41 @@ class DetectorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrameNoise:
+    """Noise out of frames, in place of Gaussian noise; `psd: {name: estimate}` is theirs too.
+
+    Args:
+        frames: GWF or HDF5 files, globs, or LAL caches (.lcf).
+        channels: One for each detector, in their order.
+        margin: What is read before and after a segment, half of it softened [s].
+        fill: Whether Gaussian noise is drawn into what the taper of f_lower to 1.2 f_lower takes.
+        psd_duration: Of the first data of which the PSD is estimated, where it is [s].
+        psd_segment: Length of one periodogram of that estimate [s].
+    """
+
+    frames: tuple[str, ...]
+    channels: tuple[str, ...]
+    margin: float = 8.0
+    fill: bool = True
+    psd_duration: float = 256.0
+    psd_segment: float = 4.0
+
+    def check(self) -> None:
+        """Refuse what is impossible; not in `__post_init__`, as for a detector.
+
+        Raises:
+            InputError: A value is out of its range.
+        """
+        if not self.frames or not self.channels:
+            raise InputError("noise: name frames, and a channel for each detector")
+        if not 0.1 <= self.psd_segment <= self.psd_duration / 4 < 1e6:
+            raise InputError(
+                f"noise.psd_segment: got {self.psd_segment:g} s of psd_duration "
+                f"{self.psd_duration:g} s, 0.1 s to a quarter of it are possible"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SnrWindow:
     """Which network SNRs are accepted; other draws are drawn again.
 
@@ -254,7 +289,8 @@ class SimulationConfig:
         psd_of: The noise of those that have another, by name: {V1: {file: v1.txt}}.
         prior: The distribution of the sources.
         network_snr: Which network SNRs are accepted.
-        noise: gaussian: stationary noise in each event; none: signals alone.
+        noise: gaussian: stationary noise in each event; none: signals alone; or frames of
+            detectors: {frames: [...], channels: [...]}.
         extrinsic_draws_per_waveform: So many events in a row share a waveform, at distances,
             directions, times (and phases, where the model has only m = 2) of their own.
         seed: Of everything random.
@@ -267,7 +303,7 @@ class SimulationConfig:
     psd: PsdConfig = field(default_factory=PsdConfig)
     psd_of: dict[str, PsdConfig] = field(default_factory=dict, hash=False)
     network_snr: SnrWindow = field(default_factory=SnrWindow)
-    noise: Literal["gaussian", "none"] = "gaussian"
+    noise: Literal["gaussian", "none"] | FrameNoise = "gaussian"
     extrinsic_draws_per_waveform: int = 1
     seed: int = 0
 
@@ -281,6 +317,12 @@ class SimulationConfig:
         for item in self.detectors:
             if isinstance(item, DetectorConfig):
                 item.check()
+        if isinstance(self.noise, FrameNoise):
+            self.noise.check()
+        elif self.psd.name == "estimate" and self.psd.file is None:
+            raise InputError(
+                "psd.name: estimate needs frames to estimate from: noise: {frames: ...}"
+            )
         for name, psd in self.psd_of.items():
             psd.check(f"psd_of.{name}")
         nyquist = self.segment.sample_rate / 2
@@ -341,6 +383,9 @@ def simulation_to_dict(config: SimulationConfig) -> dict[str, Any]:
     """
     document = asdict(config)
     document["detectors"] = list(document["detectors"])
+    if isinstance(config.noise, FrameNoise):
+        names = ("frames", "channels")
+        document["noise"] |= {name: list(document["noise"][name]) for name in names}
     del document["prior"]["file"]  # its entries stand in the others
     document["waveform"]["phenomx"] = config.waveform.phenomx.given()
     for section, name in (
@@ -388,6 +433,14 @@ def without_paths(config: SimulationConfig) -> SimulationConfig:
         psd=strip(config.psd),
         psd_of={name: strip(psd) for name, psd in config.psd_of.items()},
     )
+
+
+def with_whole_paths(config: SimulationConfig) -> SimulationConfig:
+    """Name frames so that workers in other folders find them."""
+    if not isinstance(config.noise, FrameNoise):
+        return config
+    whole = tuple(str(Path(name).expanduser().absolute()) for name in config.noise.frames)
+    return replace(config, noise=replace(config.noise, frames=whole))
 
 
 def _require_count(config: SimulationConfig, *names: str) -> None:

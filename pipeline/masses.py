@@ -15,6 +15,12 @@ def component_masses(chirp_mass: float, mass_ratio: float) -> tuple[float, float
     return mass_1, mass_1 * mass_ratio
 
 
+def chirp_mass_and_ratio(mass_1: float, mass_2: float) -> tuple[float, float]:
+    """The chirp mass, and the smaller mass over the larger."""
+    product, total = mass_1 * mass_2, mass_1 + mass_2
+    return product**0.6 / total**0.2, min(mass_1, mass_2) / max(mass_1, mass_2)
+
+
 def derived_masses(chirp_mass: float, mass_ratio: float) -> dict[str, float]:
     """`DERIVED_MASSES` in the unit of the chirp mass."""
     mass_1, mass_2 = component_masses(chirp_mass, mass_ratio)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pipeline.cluster import ClusterConfig
 from pipeline.config import simulation_from_dict
-from pipeline.noise import load_psds
 from pipeline.run import on_workers, simulate_shard
 from pipeline.runlog import RunLog, ShardReport
+from pipeline.simulate import psds_of
 from pipeline.verify import MOST_LINES, verify_dataset
 from storage.dataset import is_recorded_psd, read_schema
 from storage.documents import parse_json, sealed_document, sealed_json
@@ -22,6 +22,12 @@ from storage.progress import progress_bar
 from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK, Schema, shard_files
 from storage.urls import Store, store_of
 from storage.verify import Inventory, file_digest, take_inventory
+
+NOT_SIMULATED = (
+    "its events were cut out of frames and cannot be simulated; run the same `strainflow cut` "
+    "again, which cuts once more what is damaged or missing; where it was recoded, recode its "
+    "source again"
+)
 
 
 class OtherBytesError(DamagedDataError):
@@ -133,6 +139,8 @@ def mend_shard(url: str, accept: bool, shard: int) -> Mended:
         accept: Whether other bytes than those that were recorded are taken.
         shard: Its number.
     """
+    if "frames" in read_schema(url).provenance:
+        return Mended(shard, refusal=f"shard {shard}: {NOT_SIMULATED}")
     proof = _Proof(store_of(url), accept, shard)
     try:
         report = simulate_shard(url, shard, proof.approve)
@@ -261,7 +269,7 @@ def _psd_again(store: Store, inventory: Inventory) -> bytes | None:
     config = simulation_from_dict(provenance.get("configuration"))
     names = [item["name"] for item in provenance["detectors"]]
     try:
-        content = load_psds(config, names).astype("<f8").tobytes()
+        content = psds_of(config, names).astype("<f8").tobytes()
     except InputError:  # a file that lies elsewhere
         return None
     group = parse_json(inventory.group, store.url)

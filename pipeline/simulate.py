@@ -14,9 +14,16 @@ from itertools import islice
 import numpy as np
 from jaxtyping import Complex, Float
 
-from pipeline.config import PhenomXConfig, SegmentConfig, SimulationConfig, WaveformConfig
+from pipeline.config import (
+    FrameNoise,
+    PhenomXConfig,
+    SegmentConfig,
+    SimulationConfig,
+    WaveformConfig,
+)
 from pipeline.detector import Detector, SkyPosition, project
 from pipeline.distributions import Distribution
+from pipeline.frame_noise import ESTIMATE, NoiseSource, frames_psd
 from pipeline.network import detectors_of
 from pipeline.noise import Whitening, load_psds, optimal_snr
 from pipeline.priors import PARAMETERS
@@ -80,7 +87,7 @@ class Simulator:
         """
         approximant_number(config.waveform.approximant)
         detectors = detectors_of(config.detectors)
-        simulator = cls(config, detectors, load_psds(config, [item.name for item in detectors]))
+        simulator = cls(config, detectors, psds_of(config, [item.name for item in detectors]))
         require_room(config)
         simulator.try_waveform()
         return simulator
@@ -88,7 +95,7 @@ class Simulator:
     def over(self, segment: SegmentConfig) -> "Simulator":
         """The same physics over another stretch, whether signals fit into it or not."""
         config = replace(self.config, segment=segment)
-        psd = load_psds(config, [item.name for item in self.detectors])
+        psd = psds_of(config, [item.name for item in self.detectors])
         return Simulator(config, self.detectors, psd)
 
     def try_waveform(self) -> None:
@@ -134,6 +141,12 @@ class Simulator:
         """The whitening of this configuration."""
         return Whitening(self.psd, self.config.segment, self.config.waveform.f_lower)
 
+    @cached_property
+    def noise_source(self) -> NoiseSource | None:
+        """Where the noise comes from, if from frames."""
+        noise = self.config.noise
+        return NoiseSource(noise, self.config, self.psd) if isinstance(noise, FrameNoise) else None
+
     def event(self, number: int) -> Event:
         """Simulate one event.
 
@@ -175,6 +188,11 @@ class Simulator:
         if self.config.noise == "gaussian":
             seed = np.random.SeedSequence(self.config.seed, spawn_key=(number, 1))
             self.whitening.add_noise(strain, np.random.Generator(np.random.SFC64(seed)))
+        elif self.noise_source is not None:
+            noise, incomplete = self.noise_source.draw(number)
+            strain += noise
+            if incomplete:
+                draw.rejected["noise_incomplete"] += incomplete
         parameters = np.array(list(draw.parameters.values()))
         return Event(number, strain, parameters, draw.snr, draw.rejected)
 
@@ -335,6 +353,21 @@ class Simulator:
         if network_snr < window.minimum:
             return "snr_below_minimum"
         return "snr_above_maximum" if network_snr > window.maximum else None
+
+
+def psds_of(config: SimulationConfig, names: list[str]) -> Float[Array, "detector frequency"]:
+    """The PSD of each detector, as the configuration names it, or of the frames."""
+    noise = config.noise
+    if not isinstance(noise, FrameNoise):
+        return load_psds(config, names)
+    if len(noise.channels) != len(names):
+        raise InputError(
+            f"noise.channels: got {len(noise.channels)}, the detectors are {', '.join(names)}; "
+            "name one channel for each, in this order"
+        )
+    if config.psd.file is None and config.psd.name == ESTIMATE:
+        return frames_psd(config, noise)
+    return load_psds(config, names)
 
 
 @lru_cache(maxsize=4)

@@ -175,6 +175,7 @@ def summary(facts: DatasetInfo) -> str:
         f"  encoding    {facts.encoding}{_step(facts)}, {facts.bytes_per_event:,} bytes an event, "
         f"largest SNR loss {facts.largest_snr_loss:.2g}"
         + (f" of {facts.max_snr_loss:g} promised" if facts.max_snr_loss is not None else ""),
+        *_words_on_frames(facts.provenance.get("frames")),
         f"  waveform    {', '.join(_settings(waveform))}",
         f"  seed        {facts.provenance.get('seed')}; draws thrown away: {rejected or 'none'}",
         *(
@@ -190,6 +191,21 @@ def summary(facts: DatasetInfo) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _words_on_frames(frames: Mapping[str, Any] | None) -> list[str]:
+    """Where data that were cut out of frames come from."""
+    if frames is None:
+        return []
+    times = [float(moment["gps"]) for moment in frames["events"]]
+    when = ", ".join(f"{time:.13g}" for time in times[:MOST_NAMES])
+    more = f" and {len(times) - MOST_NAMES} more" if len(times) > MOST_NAMES else ""
+    return [
+        f"  frames      {', '.join(map(str, frames['channels']))} of {len(frames['files'])} files, "
+        f"{', '.join(list(frames['files'])[:MOST_NAMES])}",
+        f"  events at   GPS {when}{more}; counted as in the segment of the simulation",
+        f"  PSD         {frames['psd']}",
+    ]
 
 
 def _step(facts: DatasetInfo) -> str:

@@ -257,6 +257,8 @@ def _refuse_provenance(schema: Schema) -> None:
     )
     if not all(isinstance(section, dict) for section in sections):
         raise TypeError("provenance")
+    if "frames" in schema.provenance:
+        _refuse_frames(schema)
     for encoding in schema.encodings_before:
         if encoding_named(encoding.name).compressed != encoding.compressed:
             raise ValueError("recoded_from")
@@ -266,6 +268,20 @@ def _refuse_provenance(schema: Schema) -> None:
             _positive(encoding.scale_factor, float)
         if encoding.max_snr_loss is not None:
             _number(encoding.max_snr_loss)
+
+
+def _refuse_frames(schema: Schema) -> None:
+    """Refuse what is told of frames in another form than we read it in."""
+    frames = schema.provenance["frames"]
+    if not isinstance(frames["files"], dict) or not isinstance(frames["channels"], list):
+        raise TypeError("frames")
+    if len(frames["events"]) != schema.events or not isinstance(frames["psd"], str):
+        raise ValueError("frames")
+    for moment in frames["events"]:
+        for name in ("gps", "start", "time_shift", "ra_shift"):
+            _number(moment[name])
+        if not isinstance(moment["geocent_time"], str):
+            raise TypeError("frames")
 
 
 def _number(value: object) -> float:

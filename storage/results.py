@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,8 @@ class Posterior:
         provenance: What the samples were made from (digests, seed, versions).
         data: The data set that holds the event, as it was called; empty where it is not known.
         exact: What reweighting found; None before.
+        sky: Of an event that was cut out of frames, how its time and right ascension are counted
+            here: `Schema.moment_of`. Here they are the data set's; a file holds those in the sky.
     """
 
     event: int
@@ -93,11 +95,31 @@ class Posterior:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
     exact: Exact | None = None
+    sky: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """Bilby's label: the file's name without its ending."""
         return f"event_{self.event:09d}"
+
+    def in_the_sky(self) -> "Posterior":
+        """The same with the time and right ascension that the event has in the sky."""
+        return self._moved(1) if self.sky else self
+
+    def _moved(self, sign: int) -> "Posterior":
+        """To the sky (1), or back to the data set (-1)."""
+        truth, samples = dict(self.truth), self.samples.copy()
+        for name, key, period in (
+            ("geocent_time", "time_shift", math.inf),
+            ("ra", "ra_shift", 2 * math.pi),
+        ):
+            shift = sign * self.sky[key]
+            if name in truth:
+                truth[name] = float(np.mod(truth[name] + shift, period))
+            if name in self.names:
+                column = self.names.index(name)
+                samples[:, column] = np.mod(samples[:, column] + shift, period)
+        return replace(self, samples=samples, truth=truth)
 
     def equally_weighted(self) -> Int64[Array, "row"]:
         """Rows of the samples to take for samples of equal weight, as many as are effective.
@@ -122,6 +144,7 @@ def result_path(folder: Path, event: int) -> Path:
 
 def write_posterior(folder: Path, posterior: Posterior) -> Path:
     """Write one posterior; return the file."""
+    counted, posterior = posterior, posterior.in_the_sky()
     frame = _frame(posterior, range(len(posterior.samples)))
     exact = posterior.exact
     if exact is None:
@@ -152,6 +175,10 @@ def write_posterior(folder: Path, posterior: Posterior) -> Path:
             "strainflow": dict(posterior.provenance),
         },
     }
+    if posterior.sky:
+        content["priors"] |= {"geocent_time": posterior.sky["geocent_time"]}
+        here = {"counted": counted.priors.get("geocent_time")}
+        content["meta_data"] |= {"sky": {**posterior.sky, **here}}
     path = result_path(folder, posterior.event)
     write_atomically(path, json.dumps(content, allow_nan=False).encode())
     return path
@@ -193,14 +220,27 @@ def read_posterior(path: Path) -> Posterior:
             provenance=content["meta_data"]["strainflow"],
             data=content["meta_data"].get("data", ""),
             exact=_exact(content, columns) if "nested_samples" in content else None,
+            sky=content["meta_data"].get("sky", {}),
         )
         _refuse_impossible(posterior)
-        return posterior
+        return _as_counted(posterior) if posterior.sky else posterior
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedDataError(
             f"{path}: is no posterior file that `strainflow sample` wrote whole "
             f"({type(error).__name__}: {error}); delete it and sample again"
         ) from None
+
+
+def _as_counted(posterior: Posterior) -> Posterior:
+    """A posterior of the sky, as the file holds it, as the data set counts it."""
+    sky, priors = dict(posterior.sky), dict(posterior.priors)
+    text = sky.pop("counted")
+    if not all(type(sky[name]) in (int, float) for name in ("time_shift", "ra_shift")):
+        raise ValueError("sky")
+    if not all(isinstance(words, str) for words in (text, sky["geocent_time"])):
+        raise ValueError("sky")
+    counted = posterior._moved(-1)
+    return replace(counted, priors=priors | {"geocent_time": text}, sky=sky)
 
 
 def _exact(content: Mapping[str, Any], columns: Mapping[str, Any]) -> Exact:

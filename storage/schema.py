@@ -100,6 +100,17 @@ class Schema:
             before = before.get("recoded_from")
         return chain[::-1]
 
+    def moment_of(self, event: int) -> Mapping[str, Any]:
+        """How an event that was cut out of frames is counted here; empty where it was simulated.
+
+        Returns:
+            `gps` and `start` of its segment [GPS s], `time_shift` [s] and `ra_shift` [rad], which
+            lead to its time and right ascension in the sky, and `geocent_time`, the prior of that.
+        """
+        frames = self.provenance.get("frames")
+        moment: Mapping[str, Any] = {} if frames is None else frames["events"][event]
+        return moment
+
     def events_of(self, shard: int) -> range:
         """The numbers of the events in a shard."""
         first = shard * self.events_per_shard

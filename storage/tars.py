@@ -190,7 +190,9 @@ def _decoded(sample: dict[str, Any]) -> tuple[_Row, TarLayout]:
     number, parameters = facts.get("event"), facts.get("parameters")
     if type(number) is not int or not 0 <= number < 2**63:
         raise InputError(f"{where}: its JSON has no number `event`; write one")
-    if not isinstance(parameters, dict) or not all(map(_is_number, parameters.values())):
+    if not isinstance(parameters, dict) or not all(
+        value is None or _is_number(value) for value in parameters.values()
+    ):
         raise InputError(f"{where}: its JSON has no numbers by name in `parameters`; write them")
     try:
         strain = _strain(sample, facts)
@@ -222,7 +224,8 @@ def _decoded(sample: dict[str, Any]) -> tuple[_Row, TarLayout]:
         detectors=tuple(map(str, detectors)),
         sample_rate=sample_rate,
     )
-    return _Row(where, number, strain, parameters), layout
+    known = {name: math.nan if value is None else value for name, value in parameters.items()}
+    return _Row(where, number, strain, known), layout
 
 
 def _strain(sample: dict[str, Any], facts: dict[str, Any]) -> Num[Array, "detector time"]:

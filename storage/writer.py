@@ -1,5 +1,6 @@
 """Writing one shard: events come in one by one, all its files are there when the manifest is."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -145,13 +146,18 @@ def event_facts(schema: Schema, event: Event) -> dict[str, Any]:
         "sample_rate": schema.sample_rate,
         "scale_factor": schema.encoding.scale_factor or 1.0,
         "parameters": dict(
-            zip(schema.parameter_names, (float(value) for value in event.parameters), strict=True)
+            zip(schema.parameter_names, map(_number_or_null, event.parameters), strict=True)
         ),
-        "optimal_snr": [float(value) for value in event.optimal_snr],
+        "optimal_snr": [_number_or_null(value) for value in event.optimal_snr],
     }
     if schema.encoding.compressed:  # what stands in the header of a .npy otherwise
         facts |= {"dtype": schema.encoding.dtype.str, "samples": schema.samples}
     return facts
+
+
+def _number_or_null(value: float) -> float | None:
+    """For JSON, which has no NaN: nothing stands for what is not known, as of a real event."""
+    return None if math.isnan(value) else float(value)
 
 
 def _widest_event(schema: Schema) -> Event:

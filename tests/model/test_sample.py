@@ -8,10 +8,13 @@ from pathlib import Path
 import bilby
 import numpy as np
 import pytest
+from toy import START as TOY_START
+from toy import draw_event
 
 from model.checkpoint import load
+from model.plots import plot_corner
 from model.sample import SampleConfig, sample_dataset
-from storage.dataset import open_dataset
+from storage.dataset import create_dataset, open_dataset
 from storage.errors import DamagedDataError, InputError
 from storage.results import (
     Exact,
@@ -22,6 +25,7 @@ from storage.results import (
     result_path,
     write_posterior,
 )
+from storage.writer import write_shard
 from strainflow import main
 
 SMALL = SampleConfig(events="0:5", samples=40, seed=3, device="cpu")
@@ -261,3 +265,60 @@ def test_a_damaged_result_is_named(text, tmp_path):
     path.write_text(text)
     with pytest.raises(DamagedDataError, match="event_000000000_result.json"):
         read_posterior(path)
+
+
+def cut_out_of_frames(schema, folder):
+    """A toy data set as `strainflow cut` writes it: two events of which nothing is known."""
+    gps = {"gps": 1e9, "start": 1e9 - 1, "ra_shift": 2.0, "geocent_time": "Uniform(0, 1)"}
+    moments = [{**gps, "time_shift": shift} for shift in (100.0, -3e8)]
+    frames = {"channels": ["E1:X", "E2:X"], "files": {"a.gwf": "00"}, "psd": "ET-D"}
+    provenance = {**schema.provenance, "frames": {**frames, "events": moments}}
+    real = replace(schema, events=2, events_per_shard=2, provenance=provenance)
+    create_dataset(folder, real, np.ones((2, real.frequencies)))
+    unknown = {
+        "parameters": np.full(len(real.parameters), np.nan),
+        "optimal_snr": np.full(2, np.nan),
+    }
+    events = [replace(draw_event(real, number), **unknown) for number in (0, 1)]
+    write_shard(folder, real, 0, events)
+    return folder
+
+
+def test_a_real_event_is_sampled_and_its_file_tells_the_time_in_the_sky(trained, schema, tmp_path):
+    data = cut_out_of_frames(schema, tmp_path / "cut.zarr")
+    sample_dataset(replace(SMALL, events=""), trained[0], data, tmp_path / "results")
+    for event, shift in enumerate((100.0, -3e8)):
+        path = result_path(tmp_path / "results", event)
+        ours, result = read_posterior(path), bilby.result.read_in_result(str(path))
+        assert (ours.truth, ours.optimal_snr, result.injection_parameters) == ({}, None, None)
+        times = ours.samples[:, ours.names.index("geocent_time")]
+        assert ((times >= TOY_START) & (times <= TOY_START + 0.2)).all()
+        assert result.posterior["geocent_time"].values == pytest.approx(times + shift, abs=1e-6)
+        assert json.loads(path.read_text())["priors"]["geocent_time"] == "Uniform(0, 1)"
+        assert ours.priors["geocent_time"].startswith("Uniform")
+    plot_corner(ours, tmp_path / "corner.png")
+
+
+def test_right_ascension_and_truth_are_turned_and_come_back(tmp_path):
+    sky = {"gps": 1e9, "time_shift": 50.0, "ra_shift": 6.0, "geocent_time": "Uniform(51, 52)"}
+    samples = np.array([[0.1, 1.5], [0.5, 1.25]])
+    written = Posterior(
+        event=0,
+        names=("ra", "geocent_time"),
+        samples=samples,
+        log_prob=np.zeros(2),
+        truth={"ra": 3.0, "geocent_time": 1.5, "dec": 0.25},
+        priors={"ra": "Uniform(0, 2 * pi)", "geocent_time": "Uniform(1, 2)"},
+        sky=sky,
+    )
+    path = write_posterior(tmp_path, written)
+    document = json.loads(path.read_text())
+    turned = document["posterior"]["content"]
+    assert turned["ra"] == pytest.approx([6.1, 6.5 - 2 * np.pi])
+    assert turned["geocent_time"] == [51.5, 51.25]
+    truth = document["injection_parameters"]
+    assert truth == {"ra": pytest.approx(9 - 2 * np.pi), "geocent_time": 51.5, "dec": 0.25}
+    read = read_posterior(path)
+    assert np.allclose(read.samples, samples, atol=1e-12)
+    assert read.truth == {"ra": pytest.approx(3.0), "geocent_time": 1.5, "dec": 0.25}
+    assert (read.priors, read.sky) == (written.priors, sky)
