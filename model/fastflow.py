@@ -23,6 +23,10 @@ TILE = 2048  # samples of one event at most that go through all layers together
 GPU_ROWS = 2**17  # samples in one pass of a GPU, of as many events as it takes
 
 
+def ignore(_: int) -> None:
+    """Take no notice of how many events more are done."""
+
+
 class FastFlow:
     """A flow's density and its inverse for many samples of many events, without gradients.
 
@@ -57,9 +61,16 @@ class FastFlow:
         self,
         base: Float[Tensor, "event sample feature"],
         conditions: Float[Tensor, "event condition"],
+        done: Callable[[int], object] = ignore,
     ) -> tuple[Float[Tensor, "event sample feature"], Float[Tensor, "event sample"]]:
-        """Turn draws from the simple density into values, with the log density of each."""
-        values, jacobian = self._turn(base, conditions, inverse=True)
+        """Turn draws from the simple density into values, with the log density of each.
+
+        Args:
+            base: The draws.
+            conditions: One an event.
+            done: Told, as they go, of how many events more are through (on a GPU: are queued).
+        """
+        values, jacobian = self._turn(base, conditions, inverse=True, done=done)
         return values, self._flow.log_base(base) + jacobian
 
     @torch.no_grad()
@@ -69,6 +80,7 @@ class FastFlow:
         conditions: Float[Tensor, "event condition"],
         *,
         inverse: bool,
+        done: Callable[[int], object] = ignore,
     ) -> tuple[Float[Tensor, "event sample feature"], Float[Tensor, "event sample"]]:
         """Send all tiles through all layers; with the log of the forward map's determinant."""
         events, samples, features = inputs.shape
@@ -89,7 +101,11 @@ class FastFlow:
             outputs[numbers] = state.permute(1, 2, 0)
             jacobian[numbers] = total
 
-        self._for_each(run, _passes(events * tiles, rows, self._device))
+        through = 0
+        for passed in self._each(run, _passes(events * tiles, rows, self._device)):
+            now = min(events, passed // tiles)
+            done(now - through)
+            through = now
         turned = outputs.view(events, tiles * rows, features)[:, :samples]
         return turned, jacobian.view(events, tiles * rows)[:, :samples]
 
@@ -101,17 +117,20 @@ class FastFlow:
             for layer in self._layers
         }
 
-    def _for_each(
+    def _each(
         self, run: Callable[[Tensor], None], passes: list[Int[Tensor, "job"]]
-    ) -> None:
+    ) -> Iterator[int]:
+        """Run all passes, a thread each on a CPU; yield how many tiles are through."""
         threads = torch.get_num_threads()
+        width = len(passes[0])
         if self._device.type != "cpu" or threads == 1 or len(passes) == 1:
-            for numbers in passes:
-                run(numbers)
+            for number, jobs in enumerate(passes, 1):
+                run(jobs)
+                yield number * width
             return
         with single_threads(threads) as pool:
-            for _ in pool.map(torch.no_grad()(run), passes):
-                pass
+            for number, _ in enumerate(pool.map(torch.no_grad()(run), passes), 1):
+                yield number * width
 
 
 @contextmanager
@@ -178,7 +197,7 @@ class _Block:
 
     @classmethod
     def of(cls, block: torch.nn.Module) -> "_Block":
-        first, second = block.linear_layers  # type: ignore[misc, union-attr]
+        first, second = block.linear_layers  # type: ignore[misc]
         return cls(
             first.weight.detach(), first.bias.detach()[:, None],
             second.weight.detach(), second.bias.detach()[:, None],

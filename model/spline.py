@@ -67,7 +67,7 @@ def spline(
 def unrolled_spline(
     values: Float[Tensor, "n"], knots: Float[Tensor, "knot n"], bound: float, inverse: bool
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """Do what `spline` does, for a compiler: it becomes one pass that keeps all knots in registers."""
+    """Do what `spline` does, for a compiler: one pass, in which no knot goes back to memory."""
     inside = values.abs() <= bound
     within = torch.where(inside, values, 0.0)
     out, slope = _rational(within, _select_bin(within, knots, bound, inverse), inverse)
@@ -83,8 +83,9 @@ def compiled_spline(device: str) -> Spline | None:
     """
     if not _has_compiler(device):
         return None
-    options: dict[str, str | int | bool] = {"cpp.threads": 1} if device == "cpu" else {}
-    compiled: Spline = torch.compile(unrolled_spline, dynamic=True, options=options)
+    compiled: Spline = torch.compile(
+        unrolled_spline, dynamic=True, options={"cpp.threads": 1} if device == "cpu" else {}
+    )
     try:
         with torch.no_grad():  # as all calls to come: one with gradients would be compiled anew
             for inverse in (False, True):
@@ -92,7 +93,9 @@ def compiled_spline(device: str) -> Spline | None:
                 compiled(*tried, 1.0, inverse)
     except (RuntimeError, OSError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"splines are evaluated without a compiler, for it failed: {reason}", stacklevel=2)
+        warnings.warn(
+            f"splines are evaluated without a compiler, for it failed: {reason}", stacklevel=2
+        )
         return None
     return compiled
 
