@@ -149,11 +149,14 @@ def _tiling(samples: int) -> tuple[int, int]:
     return math.ceil(samples / tiles), tiles
 
 
+def _width(rows: int, device: torch.device) -> int:
+    """How many tiles go through together: on a CPU one, for the cache; on a GPU many events'."""
+    return 1 if device.type == "cpu" else max(1, GPU_ROWS // max(1, rows))
+
+
 def _passes(jobs: int, rows: int, device: torch.device) -> list[Int[Tensor, "job"]]:
-    """Which tiles go together. On a GPU always as many: rounding there depends on their number."""
-    if device.type == "cpu":
-        return list(torch.arange(jobs).split(1))
-    width = max(1, GPU_ROWS // max(1, rows))
+    """Which tiles go together: always as many, for rounding on a GPU depends on their number."""
+    width = _width(rows, device)
     filled = torch.arange(math.ceil(jobs / width) * width, device=device).clamp(max=jobs - 1)
     return list(filled.split(width))
 
