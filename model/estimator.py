@@ -3,7 +3,7 @@
 strain -> preprocess -> embedding -> condition c -> flow -> parameter map -> theta
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from model.config import TrainConfig
 from model.embedding import make_embedding
+from model.fastflow import FastFlow, ignore, single_threads
 from model.flow import ConditionalFlow
 from model.parameters import ParameterMap
 from model.preprocess import Preprocess
 from storage.errors import InputError
 from storage.schema import Schema
-
-ROWS_AT_ONCE = 2**17  # samples in one pass of the flow, which bounds its memory
 
 
 @dataclass(frozen=True)
@@ -126,12 +125,10 @@ class Estimator(nn.Module):
             strain: Whitened strain [sigma].
         """
         theta = torch.as_tensor(theta, dtype=torch.float64, device=self.device)
-        condition = self._conditions(strain)
+        conditions = self._conditions(strain)
         values, jacobian = self.theta.to_flow(theta)
-        samples = theta.shape[1]
-        rows = condition.repeat_interleave(samples, 0)
-        density = self.flow.log_prob(values.float().flatten(0, 1), rows)
-        return density.double().view(-1, samples) + jacobian
+        density = FastFlow(self.flow, compiled=False).log_prob(values.float(), conditions)
+        return density.double() + jacobian
 
     @torch.no_grad()
     def sample(
@@ -139,6 +136,8 @@ class Estimator(nn.Module):
         strain: Float[Tensor, "event detector time"],
         n: int,
         seeds: Sequence[int] | None = None,
+        compiled: bool | None = None,
+        done: Callable[[int], object] = ignore,
     ) -> tuple[Float[Tensor, "event sample parameter"], Float[Tensor, "event sample"]]:
         """Draw posterior samples.
 
@@ -147,17 +146,39 @@ class Estimator(nn.Module):
             n: Samples an event.
             seeds: One an event, by default its row: what an event's samples are does not depend on
                 the events beside it.
+            compiled: Whether the flow's splines are compiled, where there is a compiler; by
+                default on a GPU. Rounding differs.
+            done: Told, as they go, of how many events more are drawn.
 
         Returns:
             Theta in the order of `theta.names` and the data set's units, and its log density.
         """
         conditions = self._conditions(strain)
-        drawn = [
-            self._sample_one(condition, n, seed)
-            for condition, seed in zip(conditions, seeds or range(len(conditions)), strict=True)
-        ]
-        theta, log_prob = zip(*drawn, strict=True)
-        return torch.stack(theta), torch.stack(log_prob)
+        base = torch.stack(
+            [
+                self.flow.draw_base(n, torch.Generator(self.device).manual_seed(seed))
+                for _, seed in zip(conditions, seeds or range(len(conditions)), strict=True)
+            ]
+        )
+        values, density = FastFlow(self.flow, compiled).from_base(base, conditions, done)
+        theta, jacobian = self._to_theta(values)
+        return theta, density.double() + jacobian
+
+    def _to_theta(
+        self, values: Float[Tensor, "event sample feature"]
+    ) -> tuple[Float[Tensor, "event sample parameter"], Float[Tensor, "event sample"]]:
+        """The flow's values in the data set's units; on a CPU a thread an event."""
+        if self.device.type != "cpu":
+            return self.theta.from_flow(values.double())
+        with single_threads(torch.get_num_threads()) as pool:
+            drawn = list(pool.map(torch.no_grad()(self._one_to_theta), values))
+        theta, jacobian = zip(*drawn, strict=True)
+        return torch.stack(theta), torch.stack(jacobian)
+
+    def _one_to_theta(
+        self, values: Float[Tensor, "sample feature"]
+    ) -> tuple[Float[Tensor, "sample parameter"], Float[Tensor, "sample"]]:
+        return self.theta.from_flow(values.double())
 
     def _conditions(
         self, strain: Float[Tensor, "event detector time"]
@@ -165,16 +186,3 @@ class Estimator(nn.Module):
         """The condition of each event, one by one: in a batch, rounding depends on its size."""
         strain = torch.as_tensor(strain, dtype=torch.float32, device=self.device)
         return torch.cat([self.embedding(event) for event in strain.split(1)])
-
-    def _sample_one(
-        self, condition: Float[Tensor, "condition"], n: int, seed: int
-    ) -> tuple[Float[Tensor, "sample parameter"], Float[Tensor, "sample"]]:
-        generator = torch.Generator(self.device).manual_seed(seed)
-        base = self.flow.draw_base(n, generator)
-        parts = [
-            self.flow.from_base(part, condition.expand(len(part), -1))
-            for part in base.split(ROWS_AT_ONCE)
-        ]
-        values, density = (torch.cat(column) for column in zip(*parts, strict=True))
-        theta, jacobian = self.theta.from_flow(values.double())
-        return theta, density.double() + jacobian

@@ -54,21 +54,22 @@ class ConditionalFlow(nn.Module):
     ) -> Float[Tensor, "n"]:
         """Log density of the values."""
         base, jacobian = self.transform(values, context=condition)
-        return self._log_base(base) + jacobian  # type: ignore[no-any-return]
+        return self.log_base(base) + jacobian  # type: ignore[no-any-return]
 
     def from_base(
         self, base: Float[Tensor, "n feature"], condition: Float[Tensor, "n condition"]
     ) -> tuple[Float[Tensor, "n feature"], Float[Tensor, "n"]]:
         """Turn draws from the simple density into values, with the log density of each."""
         values, jacobian = self.transform.inverse(base, context=condition)
-        return values, self._log_base(base) - jacobian
+        return values, self.log_base(base) - jacobian
 
     def draw_base(self, n: int, generator: torch.Generator) -> Float[Tensor, "n feature"]:
         """Draw from the simple density, on the generator's device."""
         normal = torch.randn((n, self.features), generator=generator, device=generator.device)
         return torch.where(self.circle, torch.erf(normal / math.sqrt(2)), normal)
 
-    def _log_base(self, base: Float[Tensor, "n feature"]) -> Float[Tensor, "n"]:
+    def log_base(self, base: Float[Tensor, "*n feature"]) -> Float[Tensor, "*n"]:
+        """Log of the simple density."""
         normal = -0.5 * base**2 - 0.5 * math.log(2 * math.pi)
         return torch.where(self.circle, -math.log(2), normal).sum(-1)
 

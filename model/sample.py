@@ -2,7 +2,9 @@
 
 import hashlib
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +30,10 @@ from storage.results import (
 from storage.schema import Schema
 from storage.stream import EventStream
 
-BATCH = 32
+# What is drawn together, while what was drawn before is written: no more than so many events and
+# samples, unless one event has more.
+EVENTS_AT_ONCE = 32
+SAMPLES_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,8 @@ class SampleConfig:
         seed: Of the samples, and of the noise where the data set holds none.
         device: auto: a GPU where there is one.
         checkpoint: best: of the epoch with the lowest validation loss; newest: of the last step.
+        compile: Whether the flow's splines are compiled, which pays for long runs and needs a C++
+            compiler, or Triton on a GPU; samples then differ by rounding. By default on a GPU.
     """
 
     events: str = ""
@@ -48,6 +55,7 @@ class SampleConfig:
     seed: int = 0
     device: str = "auto"
     checkpoint: Which = "best"
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -112,37 +120,67 @@ def sample_dataset(
     priors = {parameter.name: parameter.prior for parameter in schema.parameters}
     snrs = np.linalg.norm(read_optimal_snr(data), axis=1)
     sampler = _Sampler(config, estimator, DataFacts.of(schema))
+    together = max(1, min(EVENTS_AT_ONCE, SAMPLES_AT_ONCE // config.samples))
     stream = EventStream(
-        data, batch_size=BATCH, shuffle=False, start=wanted.start, stop=wanted.stop
+        data, batch_size=together, shuffle=False, start=wanted.start, stop=wanted.stop
     )
     sampled = 0
-    with progress_bar(len(wanted), "event") as bar:
+    with _Writer(folder) as writer, progress_bar(len(wanted), "event") as bar:
         for batch in stream:
             rows = [
                 row
                 for row, event in enumerate(batch.event)
                 if not result_path(folder, int(event)).exists()
             ]
-            if rows:
-                theta, log_prob = sampler.draw(batch.strain[rows], batch.event[rows])
-                for row, samples, density in zip(rows, theta, log_prob, strict=True):
-                    event = int(batch.event[row])
-                    posterior = Posterior(
-                        event=event,
-                        names=estimator.theta.names,
-                        samples=samples,
-                        log_prob=density,
-                        truth=_known(schema, batch.parameters[row]),
-                        priors=priors,
-                        optimal_snr=float(snrs[event]) if np.isfinite(snrs[event]) else None,
-                        provenance=provenance,
-                        data=str(data),
-                        sky=schema.moment_of(event),
-                    )
-                    write_posterior(folder, posterior)
+            bar.update(len(batch.event) - len(rows))
+            if not rows:
+                continue
+            theta, log_prob = sampler.draw(batch.strain[rows], batch.event[rows], bar.update)
+            drawn = [
+                Posterior(
+                    event=int(batch.event[row]),
+                    names=estimator.theta.names,
+                    samples=samples,
+                    log_prob=density,
+                    truth=_known(schema, batch.parameters[row]),
+                    priors=priors,
+                    optimal_snr=_finite(snrs[batch.event[row]]),
+                    provenance=provenance,
+                    data=str(data),
+                    sky=schema.moment_of(int(batch.event[row])),
+                )
+                for row, samples, density in zip(rows, theta, log_prob, strict=True)
+            ]
+            writer.write(drawn)
             sampled += len(rows)
-            bar.update(len(batch.event))
     return SampleReport(str(folder), len(wanted), sampled, config.samples, sampler.seconds)
+
+
+@dataclass
+class _Writer:
+    """Writes posteriors while the next are drawn; at its end all are written, or it raises."""
+
+    folder: Path
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    _pending: list[Future[Path]] = field(default_factory=list)
+
+    def write(self, posteriors: list[Posterior]) -> None:
+        """Wait for those that came before, then begin with these."""
+        self.finish()
+        self._pending = [self._pool.submit(write_posterior, self.folder, p) for p in posteriors]
+
+    def finish(self) -> None:
+        """Wait until all are written."""
+        for future in self._pending:
+            future.result()
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown()  # interrupted too: what was drawn is kept
+        if kind is None:
+            self.finish()
 
 
 class _Sampler:
@@ -154,9 +192,21 @@ class _Sampler:
         self.seconds = 0.0
 
     def draw(
-        self, stored: Num[Array, "event detector time"], events: Int64[Array, "event"]
+        self,
+        stored: Num[Array, "event detector time"],
+        events: Int64[Array, "event"],
+        done: Callable[[int], object],
     ) -> tuple[Float64[Array, "event sample parameter"], Float64[Array, "event sample"]]:
-        """Draw samples for some events; what is drawn is a function of (seed, event) alone."""
+        """Draw samples for some events; what is drawn is a function of (seed, event) alone.
+
+        Args:
+            stored: Their strain.
+            events: Their numbers.
+            done: Told, as they go, of how many more are drawn.
+
+        Raises:
+            InputError: The flow gives samples that are not finite.
+        """
         start = time.perf_counter()
         device = self._estimator.device
         strain = self._preprocess(torch.from_numpy(stored).to(device))
@@ -165,7 +215,9 @@ class _Sampler:
                 generator = torch.Generator(device).manual_seed(self._seed(event, "noise"))
                 row += self._preprocess.noise(1, len(row), generator)[0]
         seeds = [self._seed(event, "samples") for event in events]
-        theta, log_prob = self._estimator.sample(strain, self._config.samples, seeds)
+        theta, log_prob = self._estimator.sample(
+            strain, self._config.samples, seeds, self._config.compile, done
+        )
         drawn = theta.cpu().numpy(), log_prob.cpu().numpy()
         finite = np.isfinite(drawn[0]).all((1, 2)) & np.isfinite(drawn[1]).all(1)
         if not finite.all():
@@ -186,6 +238,11 @@ def _known(schema: Schema, parameters: Float64[Array, "parameter"]) -> dict[str,
     """The parameters of an event by name; of a real one they are not known, or not all."""
     values = zip(schema.parameter_names, parameters.tolist(), strict=True)
     return {name: value for name, value in values if np.isfinite(value)}
+
+
+def _finite(number: float) -> float | None:
+    """A number, if it is one."""
+    return float(number) if np.isfinite(number) else None
 
 
 def _refuse_other_data(
