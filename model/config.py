@@ -137,7 +137,9 @@ class TrainConfig:
         flow: The flow.
         optimiser: How the weights are learnt.
         epochs: Passes over the training events.
-        batch_size: Events a step.
+        batch_size: Events a step, over all GPUs.
+        accumulate: Parts in which each GPU takes its share of a batch, one after the other, for
+            want of memory; changes nothing but rounding.
         validation: Share of the events, at the data set's beginning, that is kept for validation.
         seed: Of the weights, the order of events and the noise.
         device: auto: a GPU where there is one.
@@ -155,6 +157,7 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     epochs: int = 20
     batch_size: int = 256
+    accumulate: int = 1
     validation: float = 0.05
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -165,7 +168,12 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        _require_at_least_one("", self, "epochs", "batch_size")
+        _require_at_least_one("", self, "epochs", "batch_size", "accumulate")
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"accumulate: got {self.accumulate}, which does not divide the batch_size of "
+                f"{self.batch_size}"
+            )
         if not 0 < self.validation < 1:
             raise InputError(f"validation: got {self.validation:g}, must lie in (0, 1)")
         if self.minutes is not None and not self.minutes > 0:

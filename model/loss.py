@@ -1,6 +1,8 @@
 """The loss of a batch as it is stored: preprocess, noise, embedding, flow.
 
-Everything random in it is a function of (seed, purpose, number of the batch).
+The noise of an event is a function of (seed, purpose, number of the batch, event), so it is the
+same whichever rank takes the event, and in whichever part of the batch. What a network draws by
+itself, as for dropout, is a function of (seed, purpose, number, first event of the part).
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,8 @@ from torch import Tensor
 from model.estimator import Estimator
 from model.preprocess import Preprocess
 from model.transfer import DeviceBatch
+from storage.arrays import Array
+from storage.order import mix64
 
 TRAINING, VALIDATION = 0, 1  # what a stream of random numbers is for
 NOISE_OF_NETWORK = 1  # such as dropout; other numbers than those of the strain's noise
@@ -42,14 +46,14 @@ class Loss:
             purpose: TRAINING or VALIDATION.
             number: Of the batch.
         """
-        generator = None
+        seeds = None
         if not self.estimator.facts.noisy:
-            generator = torch.Generator(self.estimator.device)
-            generator.manual_seed(_seed(self.seed, purpose, number))
+            seeds = _seeds(_seed(self.seed, purpose, number), batch.event)
         # So that no state of PyTorch's own generator has to be saved.
-        _seed_pytorch(self.estimator.device, _seed(self.seed, purpose, number, NOISE_OF_NETWORK))
+        key = (self.seed, purpose, number, NOISE_OF_NETWORK, *batch.event[:1].tolist())
+        _seed_pytorch(self.estimator.device, _seed(*key))
         theta = batch.parameters.index_select(1, self._places)
-        return self.estimator.negative_log_prob(self.preprocess(batch.strain, generator), theta)
+        return self.estimator.negative_log_prob(self.preprocess(batch.strain, seeds), theta)
 
     @cached_property
     def preprocess(self) -> Preprocess:
@@ -67,6 +71,13 @@ def _seed(*key: int) -> int:
     """A seed that is a function of its key."""
     sequence = np.random.SeedSequence(key[0], spawn_key=key[1:])
     return int(sequence.generate_state(1, np.uint64)[0]) % 2**63
+
+
+def _seeds(seed: int, events: Int64[Array, "event"]) -> list[int]:
+    """A seed for each event, a function of its number."""
+    scrambled = mix64(mix64(events.astype(np.uint64)) + np.uint64(seed))
+    seeds: list[int] = (scrambled >> np.uint64(1)).tolist()
+    return seeds
 
 
 def _seed_pytorch(device: torch.device, seed: int) -> None:
