@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from model.train import TrainReport
 
 RUN_ME_AGAIN = 85  # what HTCondor's manual takes for `checkpoint_exit_code`
+LOST_RANK = 1
 
 
 def train(*, config: TrainConfig, data: str, out: str, json: bool = False) -> int:
@@ -28,7 +29,7 @@ def train(*, config: TrainConfig, data: str, out: str, json: bool = False) -> in
         out: Folder of the run.
         json: Print the report as JSON.
     """
-    from model.ranks import EndedElsewhereError
+    from model.ranks import EndedElsewhereError, LostRankError
     from model.train import joined_ranks
     from model.train import train as train_network
 
@@ -39,6 +40,9 @@ def train(*, config: TrainConfig, data: str, out: str, json: bool = False) -> in
                 _say(report, config, json)
     except EndedElsewhereError as error:
         return error.code
+    except LostRankError as error:
+        print(f"strainflow train: {error}", file=sys.stderr)
+        return LOST_RANK
     finally:
         _leave_in_peace()
     if report.signal:

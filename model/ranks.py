@@ -238,7 +238,6 @@ def _noticing_losses() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise LostRankError(
-            f"another rank is gone or has said nothing for {PATIENCE.total_seconds():.0f} s; its "
-            "message says why, and the same command again goes on from the last checkpoint "
-            f"({str(error).splitlines()[0]})"
+            f"another rank is gone, or has said nothing for {PATIENCE.total_seconds():.0f} s; its "
+            "message may say why, and the same command again goes on from the last checkpoint"
         ) from error
