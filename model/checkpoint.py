@@ -1,8 +1,8 @@
 """Checkpoints of a run: weights, optimiser, and where it stands; tensors and plain values only.
 
-They are written whole or not at all. Everything random in a run is a function of (seed, step), the
-learning rate is one of the stream's state, and nothing is scaled: so besides weights and optimiser
-they need no state but that of the stream.
+They are written whole or not at all. Everything random in a run is a function of (seed, step,
+event), the learning rate is one of the stream's state, and nothing is scaled: so besides weights
+and optimiser they need no state but that of the stream, whatever the number of ranks.
 """
 
 import io
