@@ -128,6 +128,24 @@ class SpeedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What is done to signals without noise before they are trained on, anew in each step.
+
+    Args:
+        time_shift: Largest shift in time, in either direction [s]; 0 for none. `geocent_time` moves
+            along where it is inferred, and stays within its prior.
+    """
+
+    time_shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.time_shift < float("inf"):
+            raise InputError(
+                f"augment.time_shift: got {self.time_shift:g} s, must be 0 or a positive number"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run.
 
@@ -136,6 +154,7 @@ class TrainConfig:
         embedding: The front end.
         flow: The flow.
         optimiser: How the weights are learnt.
+        augment: What is done to signals without noise.
         epochs: Passes over the training events.
         batch_size: Events a step, over all GPUs.
         accumulate: Parts in which each GPU takes its share of a batch, one after the other, for
@@ -155,6 +174,7 @@ class TrainConfig:
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     epochs: int = 20
     batch_size: int = 256
     accumulate: int = 1

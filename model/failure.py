@@ -125,7 +125,7 @@ def reproduce(path: str | Path) -> Float[Tensor, "event"]:
     batch = DeviceBatch(
         content["strain"].to(device), content["parameters"].to(device), content["events"].numpy()
     )
-    loss = Loss(estimator.to(device).train(), content["columns"], content["seed"])
+    loss = Loss.of(config, estimator.to(device).train(), content["columns"])
     with torch.no_grad():
         return loss(batch, content["purpose"], content["number"])
 

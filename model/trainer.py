@@ -74,7 +74,8 @@ class Trainer:
             self.training.load_state_dict(resumed.stream)
         state = None if resumed is None else resumed.optimiser
         self.optimiser = prepare(self.estimator, self.device, config.optimiser, config.speed, state)
-        self.loss = Loss(self.estimator, self.schema.parameter_names, config.seed)
+        with ranks.together():
+            self.loss = Loss.of(config, self.estimator, self.schema.parameter_names)
         self._step = Step(self.loss, self.optimiser, config.optimiser, config.accumulate, ranks)
         self.step = 0 if resumed is None else resumed.step
         self._before = self._losses = Tally() if resumed is None else resumed.tally
