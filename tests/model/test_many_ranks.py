@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from model.checkpoint import restore
-from model.config import OptimiserConfig
+from model.config import OptimiserConfig, SpeedConfig
 from model.failure import reproduce
 from model.folder import only_training
 from model.history import read_history
@@ -346,3 +346,15 @@ def test_torchrun_that_is_told_to_end_lets_all_ranks_save_the_same_step(
     assert f"stopped by signal 15 after step {step} of" in complaints
     assert [int(row["step"]) for row in read_history(run)] == list(range(1, step + 1))
     assert train(replace(long, minutes=1e-6), data, run).steps == step + 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
+def test_two_gpus_give_the_losses_of_one(torchrun, short, data, tmp_path):
+    plain = replace(short, device="cuda", speed=SpeedConfig(precision="fp32"))
+    train(plain, data, tmp_path / "alone")
+    with torchrun(2, plain) as process:
+        complaints = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, complaints
+    losses = [column(tmp_path / run, "train_loss") for run in ("alone", "run")]
+    assert np.allclose(*losses, atol=1e-3)
