@@ -1,8 +1,8 @@
 """Checkpoints of a run: weights, optimiser, and where it stands; tensors and plain values only.
 
-They are written whole or not at all. Everything random in a run is a function of (seed, step), the
-learning rate is one of the stream's state, and nothing is scaled: so besides weights and optimiser
-they need no state but that of the stream.
+They are written whole or not at all. Everything random in a run is a function of (seed, step,
+event), the learning rate is one of the stream's state, and nothing is scaled: so besides weights
+and optimiser they need no state but that of the stream, whatever the number of ranks.
 """
 
 import io
@@ -19,6 +19,7 @@ from torch import Tensor
 from model.config import TrainConfig
 from model.estimator import DataFacts, Estimator
 from model.parameters import ParameterMap
+from model.ranks import ALONE, Ranks
 from model.recipe import config_from_dict, config_to_dict
 from storage.errors import DamagedDataError, InputError
 from storage.files import write_atomically
@@ -197,8 +198,13 @@ def load(run: str | Path, device: str = "auto", which: Which = "best") -> Estima
     return estimator.to(choose_device(device)).eval()
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """Resolve `auto`; refuse a GPU that is not there.
+
+    Args:
+        name: auto, cpu or cuda.
+        ranks: Where there are several, each takes the GPU of its number on its machine, or the one
+            that it sees where each was given its own.
 
     Raises:
         InputError: It is no device, or CUDA was asked for and is not available.
@@ -210,7 +216,18 @@ def choose_device(name: str) -> torch.device:
         raise InputError(
             "device: cuda was asked for, but this PyTorch sees no GPU; use cpu or auto"
         )
-    return torch.device(("cuda" if available else "cpu") if name == "auto" else name)
+    kind = ("cuda" if available else "cpu") if name == "auto" else name
+    if kind == "cpu" or ranks.world_size == 1:
+        return torch.device(kind)
+    count = torch.cuda.device_count()
+    if ranks.local_rank >= count > 1:
+        raise InputError(
+            f"LOCAL_RANK: got {ranks.local_rank}, this machine has {count} GPUs; start one process "
+            "a GPU"
+        )
+    device = torch.device("cuda", ranks.local_rank if count > 1 else 0)
+    torch.cuda.set_device(device)
+    return device
 
 
 def known(loss: float) -> float | None:

@@ -1,15 +1,21 @@
 """The verbs of this package, as the front door calls them: what they print and their exit codes."""
 
 import json as json_format
+import os
+import signal
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from model.config import CONFIG, TrainConfig
 from storage.bench.feed import BUSY, FeedBenchConfig
 
+if TYPE_CHECKING:
+    from model.train import TrainReport
+
 RUN_ME_AGAIN = 85  # what HTCondor's manual takes for `checkpoint_exit_code`
+LOST_RANK = 1
 
 
 def train(*, config: TrainConfig, data: str, out: str, json: bool = False) -> int:
@@ -23,9 +29,29 @@ def train(*, config: TrainConfig, data: str, out: str, json: bool = False) -> in
         out: Folder of the run.
         json: Print the report as JSON.
     """
+    from model.ranks import EndedElsewhereError, LostRankError
+    from model.train import joined_ranks
     from model.train import train as train_network
 
-    report = train_network(config, data, out)
+    try:
+        with joined_ranks(config) as ranks:
+            report = train_network(config, data, out, ranks)
+            if ranks.is_first:
+                _say(report, config, json)
+    except EndedElsewhereError as error:
+        return error.code
+    except LostRankError as error:
+        print(f"strainflow train: {error}", file=sys.stderr)
+        return LOST_RANK
+    finally:
+        _leave_in_peace()
+    if report.signal:
+        return 128 + report.signal
+    return RUN_ME_AGAIN if report.time_is_up else 0
+
+
+def _say(report: "TrainReport", config: TrainConfig, json: bool) -> None:
+    """Tell what a call of `train` did."""
     reason = f"signal {report.signal}" if report.signal else f"--minutes {config.minutes}"
     if json:
         print(json_format.dumps(asdict(report)))
@@ -44,9 +70,15 @@ def train(*, config: TrainConfig, data: str, out: str, json: bool = False) -> in
             f"{report.embedding_parameters:,} parameters, on {report.device}; "
             f"loss curve in {report.picture}{skipped}"
         )
-    if report.signal:
-        return 128 + report.signal
-    return RUN_ME_AGAIN if report.time_is_up else 0
+
+
+def _leave_in_peace() -> None:
+    """Let no other rank's end change this one's exit code or cut its last sentence off.
+
+    torchrun sends SIGTERM to all ranks when one has ended with another code than 0.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def info(data: str, /, *, json: bool = False) -> int:

@@ -128,6 +128,24 @@ class SpeedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What is done to signals without noise before they are trained on, anew in each step.
+
+    Args:
+        time_shift: Largest shift in time, in either direction [s]; 0 for none. `geocent_time` moves
+            along where it is inferred, and stays within its prior.
+    """
+
+    time_shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.time_shift < float("inf"):
+            raise InputError(
+                f"augment.time_shift: got {self.time_shift:g} s, must be 0 or a positive number"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run.
 
@@ -136,8 +154,11 @@ class TrainConfig:
         embedding: The front end.
         flow: The flow.
         optimiser: How the weights are learnt.
+        augment: What is done to signals without noise.
         epochs: Passes over the training events.
-        batch_size: Events a step.
+        batch_size: Events a step, over all GPUs.
+        accumulate: Parts in which each GPU takes its share of a batch, one after the other, for
+            want of memory; changes nothing but rounding.
         validation: Share of the events, at the data set's beginning, that is kept for validation.
         seed: Of the weights, the order of events and the noise.
         device: auto: a GPU where there is one.
@@ -153,8 +174,10 @@ class TrainConfig:
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     epochs: int = 20
     batch_size: int = 256
+    accumulate: int = 1
     validation: float = 0.05
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -165,7 +188,12 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        _require_at_least_one("", self, "epochs", "batch_size")
+        _require_at_least_one("", self, "epochs", "batch_size", "accumulate")
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"accumulate: got {self.accumulate}, which does not divide the batch_size of "
+                f"{self.batch_size}"
+            )
         if not 0 < self.validation < 1:
             raise InputError(f"validation: got {self.validation:g}, must lie in (0, 1)")
         if self.minutes is not None and not self.minutes > 0:

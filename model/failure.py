@@ -8,6 +8,7 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from model.config import TrainConfig
 from model.estimator import Estimator
 from model.folder import FAILURES
 from model.loss import Loss
+from model.ranks import ALONE, WRONG_CALL, EndedElsewhereError, Ranks
 from model.transfer import DeviceBatch
 from storage.errors import InputError
 from storage.files import write_atomically
@@ -43,7 +45,14 @@ class Failure:
     number: int
 
 
-def stop(run: Path, failure: Failure, loss: Loss, config: TrainConfig, batch: DeviceBatch) -> None:
+def stop(
+    run: Path,
+    failure: Failure,
+    loss: Loss,
+    config: TrainConfig,
+    batch: DeviceBatch,
+    ranks: Ranks = ALONE,
+) -> NoReturn:
     """Save a batch that must not be learnt from, and end the run.
 
     Args:
@@ -51,17 +60,32 @@ def stop(run: Path, failure: Failure, loss: Loss, config: TrainConfig, batch: De
         failure: What went wrong.
         loss: With the weights that the batch met.
         config: Of the run.
-        batch: The batch.
+        batch: The batch, or this rank's share of it.
+        ranks: Who have the other shares, and are here too.
 
     Raises:
         InputError: Always: what happened, and where the batch is.
+        EndedElsewhereError: In its place, on all ranks but the first.
     """
+    shares = ranks.gather_on_first(
+        DeviceBatch(batch.strain.cpu(), batch.parameters.cpu(), batch.event)
+    )
+    error = _save(run, failure, loss, config, shares) if ranks.is_first else None
+    ranks.add_up([], error)
+    raise EndedElsewhereError(WRONG_CALL)
+
+
+def _save(
+    run: Path, failure: Failure, loss: Loss, config: TrainConfig, shares: list[DeviceBatch]
+) -> InputError:
+    """Write what `stop` says; return what there is to say."""
     estimator = loss.estimator
+    events = np.concatenate([share.event for share in shares])
     content = {
         **vars(failure),
-        "events": torch.from_numpy(batch.event.copy()),
-        "strain": batch.strain.cpu(),
-        "parameters": batch.parameters.cpu(),
+        "events": torch.from_numpy(events),
+        "strain": torch.cat([share.strain for share in shares]),
+        "parameters": torch.cat([share.parameters for share in shares]),
         "columns": list(loss.columns),
         "seed": loss.seed,
         "device": estimator.device.type,
@@ -72,9 +96,9 @@ def stop(run: Path, failure: Failure, loss: Loss, config: TrainConfig, batch: De
     torch.save(content, buffer)
     path = run / FAILURES.replace("*", f"{failure.step:06d}")
     write_atomically(path, buffer.getvalue())
-    raise InputError(
+    return InputError(
         f"{run}: the {failure.what} became {failure.value:.4g} after step {failure.step}, its "
-        f"batch of {len(batch.event)} events is in {path}; lower optimiser.learning_rate and train "
+        f"batch of {len(events)} events is in {path}; lower optimiser.learning_rate and train "
         "again into another --out"
     )
 
@@ -101,7 +125,7 @@ def reproduce(path: str | Path) -> Float[Tensor, "event"]:
     batch = DeviceBatch(
         content["strain"].to(device), content["parameters"].to(device), content["events"].numpy()
     )
-    loss = Loss(estimator.to(device).train(), content["columns"], content["seed"])
+    loss = Loss.of(config, estimator.to(device).train(), content["columns"])
     with torch.no_grad():
         return loss(batch, content["purpose"], content["number"])
 

@@ -8,8 +8,10 @@ RUN/history.csv      one line a step (`model.history`)
 RUN/failed-*.pt      batches that ended it (`model.failure`)
 RUN/tensorboard/     for TensorBoard, if it was asked for
 RUN/loss.png         the loss curve
+RUN/writer.json      who trains into it now
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from model.history import HISTORY
 from model.recipe import config_from_dict, config_to_bytes
 from storage.errors import InputError
 from storage.files import write_atomically
+from storage.local import WRITER, LocalStore
 from storage.stream_config import StreamConfig
 
 RECORD, PICTURE, TENSORBOARD, FAILURES = "run.json", "loss.png", "tensorboard", "failed-*.pt"
@@ -42,8 +45,7 @@ def restore_if_there(
         DamagedDataError: The checkpoint cannot be read.
     """
     if not (run / CHECKPOINT).exists():
-        if run.is_file():
-            raise InputError(f"{run}: is a file; give the name of a folder to create")
+        _refuse_file(run)
         _refuse_foreign_folder(config, run)
         return None
     checkpoint = restore(run)
@@ -57,6 +59,16 @@ def restore_if_there(
             f"{run}: was trained on another data set than {data}; give that one, or another --out"
         )
     return checkpoint
+
+
+def only_training(run: Path) -> AbstractContextManager[None]:
+    """Hold a run's folder against a second process that would train into it.
+
+    Raises:
+        InputError: Another process holds it, or it is a file.
+    """
+    _refuse_file(run)
+    return LocalStore(run).only_writer(inside=True)
 
 
 def write_config(run: Path, config: TrainConfig) -> None:
@@ -77,6 +89,7 @@ def _what_decides(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         stream=stream,
+        accumulate=1,
         checkpoint_minutes=1.0,
         minutes=None,
         tensorboard=False,
@@ -85,9 +98,14 @@ def _what_decides(config: TrainConfig) -> TrainConfig:
     )
 
 
+def _refuse_file(run: Path) -> None:
+    if run.is_file():
+        raise InputError(f"{run}: is a file; give the name of a folder to create")
+
+
 def _refuse_foreign_folder(config: TrainConfig, run: Path) -> None:
     """Accept what a run of this configuration that died before its first checkpoint left."""
-    files = {CONFIG, RECORD, HISTORY, BEST, PICTURE}
+    files = {CONFIG, RECORD, HISTORY, BEST, PICTURE, WRITER, f"{WRITER}.new"}
     ours = files | {TENSORBOARD} | {path.name for path in failures(run)}
     partial = {f"{name}.partial" for name in (*files, CHECKPOINT)}
     entries = {path.name for path in run.iterdir()} if run.is_dir() else set()

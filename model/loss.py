@@ -1,6 +1,8 @@
-"""The loss of a batch as it is stored: preprocess, noise, embedding, flow.
+"""The loss of a batch as it is stored: preprocess, shift, noise, embedding, flow.
 
-Everything random in it is a function of (seed, purpose, number of the batch).
+The noise of an event is a function of (seed, purpose, number of the batch, event), so it is the
+same whichever rank takes the event, and in whichever part of the batch. What a network draws by
+itself, as for dropout, is a function of (seed, purpose, number, first event of the part).
 """
 
 from collections.abc import Sequence
@@ -9,15 +11,20 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt64
 from torch import Tensor
 
+from model.augment import TimeShift
+from model.config import TrainConfig
 from model.estimator import Estimator
 from model.preprocess import Preprocess
 from model.transfer import DeviceBatch
+from storage.arrays import Array
+from storage.order import mix64
 
 TRAINING, VALIDATION = 0, 1  # what a stream of random numbers is for
-NOISE_OF_NETWORK = 1  # such as dropout; other numbers than those of the strain's noise
+# Besides the strain's noise, by other numbers: what a network draws, as for dropout; shifts.
+NOISE_OF_NETWORK, SHIFT = 1, 2
 
 
 @dataclass(frozen=True)
@@ -28,11 +35,23 @@ class Loss:
         estimator: What is trained, on its device.
         columns: Names of the parameters in a batch.
         seed: Of the run.
+        shift: Of signals in time, in training; None for none.
     """
 
     estimator: Estimator
     columns: Sequence[str]
     seed: int
+    shift: TimeShift | None = None
+
+    @classmethod
+    def of(cls, config: TrainConfig, estimator: Estimator, columns: Sequence[str]) -> "Loss":
+        """That of a configuration.
+
+        Raises:
+            InputError: It asks for what the data are not fit for.
+        """
+        shift = TimeShift.of(config.augment, estimator.facts, estimator.theta)
+        return cls(estimator, columns, config.seed, shift)
 
     def __call__(self, batch: DeviceBatch, purpose: int, number: int) -> Float[Tensor, "event"]:
         """The loss of each event, in nats.
@@ -42,14 +61,20 @@ class Loss:
             purpose: TRAINING or VALIDATION.
             number: Of the batch.
         """
-        generator = None
-        if not self.estimator.facts.noisy:
-            generator = torch.Generator(self.estimator.device)
-            generator.manual_seed(_seed(self.seed, purpose, number))
-        # So that no state of PyTorch's own generator has to be saved.
-        _seed_pytorch(self.estimator.device, _seed(self.seed, purpose, number, NOISE_OF_NETWORK))
+        strain = self.preprocess(batch.strain)
         theta = batch.parameters.index_select(1, self._places)
-        return self.estimator.negative_log_prob(self.preprocess(batch.strain, generator), theta)
+        if self.shift is not None and purpose == TRAINING:
+            seeds = _seeds(_seed(self.seed, purpose, number, SHIFT), batch.event)
+            strain, theta = self.shift(strain, theta, seeds)
+        if not self.estimator.facts.noisy:
+            seeds = _seeds(_seed(self.seed, purpose, number), batch.event) >> np.uint64(1)
+            strain = self.preprocess.noise(strain.shape[1], seeds.tolist(), strain.device).add_(
+                strain
+            )
+        # So that no state of PyTorch's own generator has to be saved.
+        key = (self.seed, purpose, number, NOISE_OF_NETWORK, *batch.event[:1].tolist())
+        _seed_pytorch(self.estimator.device, _seed(*key))
+        return self.estimator.negative_log_prob(strain, theta)
 
     @cached_property
     def preprocess(self) -> Preprocess:
@@ -67,6 +92,11 @@ def _seed(*key: int) -> int:
     """A seed that is a function of its key."""
     sequence = np.random.SeedSequence(key[0], spawn_key=key[1:])
     return int(sequence.generate_state(1, np.uint64)[0]) % 2**63
+
+
+def _seeds(seed: int, events: Int64[Array, "event"]) -> UInt64[Array, "event"]:
+    """A seed for each event, a function of its number."""
+    return mix64(mix64(events.astype(np.uint64)) + np.uint64(seed))
 
 
 def _seed_pytorch(device: torch.device, seed: int) -> None:

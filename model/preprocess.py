@@ -5,6 +5,7 @@ only the analysis band is filled.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Shaped
@@ -32,15 +33,21 @@ class Preprocess(nn.Module):
         return strain if self.scale_factor == 1 else strain * self.scale_factor
 
     def noise(
-        self, events: int, detectors: int, generator: torch.Generator
+        self, detectors: int, seeds: Sequence[int], device: torch.device
     ) -> Float[Tensor, "event detector time"]:
-        """Draw whitened Gaussian noise in the analysis band, as the simulator does."""
+        """Draw whitened Gaussian noise in the analysis band, as the simulator does.
+
+        Args:
+            detectors: Their number.
+            seeds: One an event: its noise does not depend on the events beside it.
+            device: Where it is drawn; another kind of device draws other noise.
+        """
         bins = self.samples // 2 + 1
-        band = torch.randn(  # without the Nyquist bin
-            (events, detectors, bins - 1 - self.first_bin, 2),
-            generator=generator,
-            device=generator.device,
-        )
+        # Without the Nyquist bin.
+        band = torch.empty((len(seeds), detectors, bins - 1 - self.first_bin, 2), device=device)
+        generator = torch.Generator(device)
+        for event, seed in zip(band, seeds, strict=True):
+            event.normal_(generator=generator.manual_seed(seed))
         spectrum = torch.nn.functional.pad(band, (0, 0, self.first_bin, 1))
         # Real and imaginary parts of variance samples/2 give a unit variance over the full band.
         noise: Tensor = torch.fft.irfft(torch.view_as_complex(spectrum), n=self.samples)
@@ -49,11 +56,10 @@ class Preprocess(nn.Module):
     def forward(
         self,
         stored: Shaped[Tensor, "event detector time"],
-        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Float[Tensor, "event detector time"]:
-        """Decode, and add noise where a generator for it is given."""
+        """Decode, and add noise where seeds for it are given, one an event."""
         strain = self.decode(stored)
-        if generator is None:
+        if seeds is None:
             return strain
-        events, detectors, _ = strain.shape
-        return self.noise(events, detectors, generator).add_(strain)
+        return self.noise(strain.shape[1], seeds, strain.device).add_(strain)

@@ -18,7 +18,9 @@ from storage.urls import store_of
 PACKAGES = ("strainflow", "torch", "nflows", "numpy")
 
 
-def note_call(run: Path, data: str | Path, digest: str, step: int, device: str) -> None:
+def note_call(
+    run: Path, data: str | Path, digest: str, step: int, device: str, ranks: int = 1
+) -> None:
     """Add a call of `train` to the record of a run.
 
     Args:
@@ -27,6 +29,7 @@ def note_call(run: Path, data: str | Path, digest: str, step: int, device: str) 
         digest: Of its metadata, SHA-256.
         step: Steps done before the call.
         device: On which it runs.
+        ranks: How many processes share it.
 
     Raises:
         DamagedDataError: The record was altered.
@@ -36,6 +39,7 @@ def note_call(run: Path, data: str | Path, digest: str, step: int, device: str) 
         "step": step,
         "host": socket.gethostname(),
         "device": device,
+        "ranks": ranks,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},

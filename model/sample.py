@@ -212,8 +212,7 @@ class _Sampler:
         strain = self._preprocess(torch.from_numpy(stored).to(device))
         if not self._noisy:
             for row, event in zip(strain, events, strict=True):
-                generator = torch.Generator(device).manual_seed(self._seed(event, "noise"))
-                row += self._preprocess.noise(1, len(row), generator)[0]
+                row += self._preprocess.noise(len(row), [self._seed(event, "noise")], device)[0]
         seeds = [self._seed(event, "samples") for event in events]
         theta, log_prob = self._estimator.sample(
             strain, self._config.samples, seeds, self._config.compile, done

@@ -4,6 +4,7 @@ Those for validation come first. So they stay the same while a data set grows, a
 it is trained on.
 """
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.config import TrainConfig
+from model.ranks import ALONE, Ranks
 from model.transfer import DeviceBatches, pinned
 from storage.arrays import aligned_empty
-from storage.dataset import open_dataset, read_parameters, read_schema
+from storage.dataset import dataset_digest, open_dataset, read_parameters, read_schema
 from storage.errors import InputError
 from storage.manifest import finished_shards
 from storage.schema import Schema
@@ -41,13 +43,16 @@ class Split:
         return self.training.stream.schema
 
 
-def split(config: TrainConfig, data: str | Path, device: torch.device) -> Split:
+def split(
+    config: TrainConfig, data: str | Path, device: torch.device, ranks: Ranks = ALONE
+) -> Split:
     """Divide a data set.
 
     Args:
-        config: Of the run.
+        config: Of the run; the batch size is that of all ranks together.
         data: The data set.
         device: Where batches go.
+        ranks: Between which each batch is shared out.
 
     Raises:
         InputError: A part has no events, or those for validation are not all there yet.
@@ -64,20 +69,57 @@ def split(config: TrainConfig, data: str | Path, device: torch.device) -> Split:
         _refuse_unfinished(schema, data, kept)
 
     def part(start: int, stop: int | None, shuffle: bool) -> DeviceBatches:
+        whole = min(config.batch_size, (stop or schema.events) - start)
         stream = EventStream(
             data,
-            batch_size=min(config.batch_size, (stop or schema.events) - start),
+            batch_size=-(-whole // ranks.world_size),
             seed=config.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
             start=start,
             stop=stop,
             shuffle=shuffle,
             config=config.stream,
             allocate=pinned if device.type == "cuda" else aligned_empty,
+            agree=ranks.say_of_first,
         )
         return DeviceBatches(stream, device)
 
     training = part(kept, None, shuffle=True)
     return Split(training, part(0, kept, shuffle=False), kept)
+
+
+def same_data(data: str | Path, ranks: Ranks) -> str:
+    """The digest of a data set's metadata.
+
+    Raises:
+        InputError: There is none, or this rank has another one than the first.
+    """
+    with ranks.together():
+        digest = dataset_digest(data)
+    of_first = ranks.say_of_first(digest)
+    with ranks.together():
+        if digest != of_first:
+            raise InputError(
+                f"{data}: is another data set on rank {ranks.rank} ({socket.gethostname()}) than "
+                "on rank 0; give one that all machines share, or exact copies"
+            )
+    return digest
+
+
+def refuse_uneven_shares(config: TrainConfig, ranks: Ranks) -> None:
+    """Refuse a batch that ranks and parts do not divide.
+
+    Raises:
+        InputError: They do not.
+    """
+    shares = ranks.world_size * config.accumulate
+    if config.batch_size % shares:
+        raise InputError(
+            f"batch_size: got {config.batch_size} events, which {ranks.world_size} ranks by "
+            f"{config.accumulate} parts (accumulate) do not divide; give a multiple of {shares}, "
+            "or another number of ranks"
+        )
 
 
 def training_parameters(

@@ -1,13 +1,17 @@
 """Train a network on a data set: one call, and what it did."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoint import known
+from model.checkpoint import choose_device, known
 from model.config import TrainConfig
-from model.folder import PICTURE
+from model.folder import PICTURE, only_training
 from model.history import iterate_history
 from model.plots import plot_loss
+from model.ranks import Ranks, from_environment, joined
 from model.trainer import Trainer
 
 
@@ -50,7 +54,24 @@ class TrainReport:
     picture: str
 
 
-def train(config: TrainConfig, data: str | Path, out: str | Path) -> TrainReport:
+@contextmanager
+def joined_ranks(config: TrainConfig) -> Iterator[Ranks]:
+    """Join the processes that torchrun or a job script has started to take a run together.
+
+    Args:
+        config: The run.
+
+    Raises:
+        InputError: The environment does not say enough, or there is no such device.
+    """
+    ranks = from_environment(os.environ)
+    with joined(ranks, choose_device(config.device, ranks)):
+        yield ranks
+
+
+def train(
+    config: TrainConfig, data: str | Path, out: str | Path, ranks: Ranks | None = None
+) -> TrainReport:
     """Train on a data set, or go on where a run stopped.
 
     SIGTERM, Ctrl-C and the end of `minutes` end it after the step under way, with the state saved.
@@ -58,18 +79,33 @@ def train(config: TrainConfig, data: str | Path, out: str | Path) -> TrainReport
     Args:
         config: The run.
         data: The data set.
-        out: The run's folder.
+        out: The run's folder, of which the first rank alone knows.
+        ranks: The processes that take it together; by default those that the environment names.
 
     Raises:
-        InputError: The configuration does not fit the data, the folder holds another run, or the
-            loss diverged.
+        InputError: The configuration does not fit the data, the folder holds another run or
+            another process trains into it, or the loss diverged.
         DamagedDataError: The data set or the checkpoint is damaged.
+        EndedElsewhereError: One of these happened to another rank.
+        LostRankError: Another rank died.
     """
-    trainer = Trainer(config, data, Path(out))
-    signal = trainer.fit()
+    if ranks is None:
+        with joined_ranks(config) as ranks:
+            return train(config, data, out, ranks)
+    with ranks.of_first_only(lambda: only_training(Path(out))):
+        trainer = Trainer(config, data, Path(out), ranks)
+        signal = trainer.fit()
+        return _report(trainer, signal)
+
+
+def _report(trainer: Trainer, signal: int) -> TrainReport:
+    """Gather what a call did; the first rank draws the loss curve."""
+    run = trainer.run
+    if trainer.ranks.is_first:
+        plot_loss(iterate_history(run), run / PICTURE)
     clock, tally = trainer.clock, trainer.tally()
     return TrainReport(
-        run=str(out),
+        run=str(run),
         finished=trainer.finished,
         signal=signal,
         time_is_up=not signal and not trainer.finished,
@@ -83,5 +119,5 @@ def train(config: TrainConfig, data: str | Path, out: str | Path) -> TrainReport
         best_validation_loss=known(tally.best_validation_loss),
         embedding_parameters=sum(w.numel() for w in trainer.estimator.embedding.parameters()),
         device=str(trainer.device),
-        picture=str(plot_loss(iterate_history(Path(out)), Path(out) / PICTURE)),
+        picture=str(run / PICTURE),
     )

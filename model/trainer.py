@@ -1,9 +1,11 @@
 """The training loop: stream -> loss -> step, with a way back from any interruption.
 
-Everything random is a function of (seed, step), and the learning rate one of where the stream
-stands: a run that is interrupted and resumed ends, on the CPU, at the same weights bit for bit.
+Everything random is a function of (seed, step, event), and the learning rate one of where the
+stream stands: a run that is interrupted and resumed ends, on the CPU, at the same weights bit for
+bit; with another number of ranks (`model.ranks`), at the same but for rounding.
 
-Not covered yet: several GPUs.
+All ranks take the same steps. Before each they add up what they were given, or end together because
+one of them was given nothing; after it they agree on whether to go on.
 """
 
 import math
@@ -11,27 +13,29 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from model.checkpoint import Checkpoint, Tally, Which, choose_device, save
 from model.clock import Clock, noticing_signals
 from model.config import TrainConfig
+from model.deliveries import Deliveries
 from model.estimator import DataFacts, Estimator
 from model.failure import Failure, is_bad, stop
 from model.folder import restore_if_there, write_config
 from model.history import Entry, History
 from model.loss import TRAINING, VALIDATION, Loss
 from model.parameters import ParameterMap
+from model.ranks import ALONE, LostRankError, Ranks
 from model.record import note_call
 from model.schedule import epochs_done, learning_rate, progress, steps_left
 from model.speed import prepare
-from model.split import Split, split, training_parameters
+from model.split import Split, refuse_uneven_shares, same_data, split, training_parameters
+from model.step import Step
 from model.transfer import DeviceBatch
+from model.validation import BadBatch, validation_loss
 from model.watch import Watch, refuse_missing_tensorboard
-from storage.audit import Audit
-from storage.dataset import dataset_digest
-from storage.errors import DamagedDataError
 
 
 class Trainer:
@@ -40,93 +44,101 @@ class Trainer:
     Args:
         config: The run.
         data: The data set.
-        run: The run's folder.
+        run: The run's folder; only the first rank writes there.
+        ranks: The processes that take it together.
 
     Attributes:
-        training: The training events.
+        training: The training events, of which this rank takes its share.
         step: Steps done.
     """
 
-    def __init__(self, config: TrainConfig, data: str | Path, run: Path) -> None:
+    def __init__(
+        self, config: TrainConfig, data: str | Path, run: Path, ranks: Ranks = ALONE
+    ) -> None:
         self._deadline = time.monotonic() + 60 * (config.minutes or math.inf)
-        refuse_missing_tensorboard(config.tensorboard)
-        self.config, self.data, self.run = config, data, run
-        self.device = choose_device(config.device)
-        self.data_digest = dataset_digest(data)
-        parts = split(config, data, self.device)
+        self.config, self.data, self.run, self.ranks = config, data, run, ranks
+        ranks.of_first(lambda: refuse_missing_tensorboard(config.tensorboard))
+        ranks.of_first(lambda: refuse_uneven_shares(config, ranks))
+        self.device = choose_device(config.device, ranks)
+        self.data_digest = same_data(data, ranks)
+        with ranks.together():
+            parts = split(config, data, self.device, ranks)
         self.training, self.validation, self.schema = parts.training, parts.validation, parts.schema
-        resumed = restore_if_there(config, data, run, self.data_digest)
+        resumed = ranks.of_first(lambda: restore_if_there(config, data, run, self.data_digest))
         if resumed is None:
-            self.estimator = _new_estimator(config, data, parts)
-            write_config(run, config)
+            self.estimator = _new_estimator(config, data, parts, ranks)
+            ranks.of_first(lambda: write_config(run, config))
         else:
             self.estimator = Estimator(config, DataFacts.of(self.schema), resumed.theta)
             self.estimator.load_state_dict(resumed.network)
             self.training.load_state_dict(resumed.stream)
         state = None if resumed is None else resumed.optimiser
         self.optimiser = prepare(self.estimator, self.device, config.optimiser, config.speed, state)
-        self.loss = Loss(self.estimator, self.schema.parameter_names, config.seed)
+        with ranks.together():
+            self.loss = Loss.of(config, self.estimator, self.schema.parameter_names)
+        self._step = Step(self.loss, self.optimiser, config.optimiser, config.accumulate, ranks)
         self.step = 0 if resumed is None else resumed.step
         self._before = self._losses = Tally() if resumed is None else resumed.tally
+        self._deliveries = Deliveries(self.training, self.validation, self._before, ranks)
+        self._stand = self.training.state_dict()
         self._history: History | None = None
-        self._progress = self._progress_now()
+        self._progress = progress(self._stand, config.epochs)
         self.clock = Clock()
 
     @property
     def finished(self) -> bool:
         """Whether all epochs are done."""
-        return bool(self.training.state_dict()["epoch"] >= self.config.epochs)
+        return bool(self._stand["epoch"] >= self.config.epochs)
 
     @property
     def left(self) -> int:
         """Steps that are left, if the data set stays as it is."""
-        stream, config = self.training.stream, self.config
-        state = self.training.state_dict()
-        return steps_left(state, config.epochs, stream.events, config.batch_size)
+        config, events = self.config, self.training.stream.events
+        return steps_left(self._stand, config.epochs, events, config.batch_size)
 
     def fit(self) -> int:
         """Do the steps that are left; return the signal that ended it early, 0 for none."""
         if self.finished:
             return 0
-        note_call(self.run, self.data, self.data_digest, self.step, str(self.device))
-        self._history = History(self.run, epochs_done(self.training.state_dict()))
-        watch = Watch(self.run, self._history, self.step, self.left, self.config.tensorboard)
-        with noticing_signals() as noticed, watch:
+        number = 0
+        with noticing_signals() as noticed, self.ranks.of_first_only(self._watch) as watch:
             self.clock = Clock()
-            for batch in self.clock.timing_waits(self._batches()):
-                self._take(batch, watch)
-                if noticed or time.monotonic() > self._deadline:
+            for batch, events in self.clock.timing_waits(self._batches()):
+                self._take(batch, events, watch)
+                late = time.monotonic() > self._deadline
+                number, is_late = self.ranks.most([noticed[0] if noticed else 0, late])
+                if number or is_late:
                     break
                 if self.clock.since_save > 60 * self.config.checkpoint_minutes:
                     self.save()
             self.clock.stop()
             self.save()
-        return noticed[0] if noticed and not self.finished else 0
+            self.ranks.meet()
+        return 0 if self.finished else number
 
-    def learn(self, batch: DeviceBatch) -> float:
+    def learn(self, batch: DeviceBatch, events: int | None = None) -> float:
         """Do one step; return the loss in nats.
+
+        Args:
+            batch: This rank's share of it.
+            events: In the whole of it, over all ranks.
 
         Raises:
             InputError: The loss or its gradient is no number, or the loss is too large.
         """
-        config, reached = self.config.optimiser, self._progress_now()
+        config, stand = self.config.optimiser, self.training.state_dict()
+        reached = progress(stand, self.config.epochs)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(config, (self._progress + reached) / 2)
-        mean = self.loss(batch, TRAINING, self.step).mean()
-        loss = mean.item()
-        self._stop_if_bad("loss", loss, config.largest_loss, batch, TRAINING, self.step)
-        self.optimiser.zero_grad(set_to_none=True)
-        mean.backward()
-        weights = self.estimator.parameters()
-        norm = torch.nn.utils.clip_grad_norm_(weights, config.largest_gradient).item()
+        loss, norm = self._step.gradient(batch, self.step, events or len(batch.event))
+        self._stop_if_bad("loss", loss, config.largest_loss, batch)
         # It would turn all weights into NaN, and then this batch would be the last that is sound.
-        self._stop_if_bad("gradient", norm, math.inf, batch, TRAINING, self.step)
+        self._stop_if_bad("gradient", norm, math.inf, batch)
         self.optimiser.step()
         self.step += 1
-        self._progress = reached
+        self._reach(stand)
         return loss
 
-    @torch.no_grad()
     def validate(self) -> float:
         """The mean loss over the validation events, each time with the same noise, in nats.
 
@@ -135,23 +147,25 @@ class Trainer:
             DamagedDataError: All of the events are damaged.
         """
         self.estimator.eval()
-        self.validation.load_state_dict({"seed": 0, "epoch": 0, "position": 0})
-        losses = []
-        for number, batch in enumerate(self.validation):
-            if len(batch.event):
-                losses.append(self.loss(batch, VALIDATION, number))
-                mean, largest = losses[-1].mean().item(), self.config.optimiser.largest_loss
-                self._stop_if_bad("validation loss", mean, largest, batch, VALIDATION, number)
+        largest = self.config.optimiser.largest_loss
+        found = validation_loss(self.validation, self.loss, largest, self.ranks, self.data)
         self.estimator.train()
-        if not losses:
-            raise DamagedDataError(
-                f"{self.data}: all events for validation are damaged; `strainflow repair` "
-                "simulates them again"
+        if isinstance(found, BadBatch):
+            failure = Failure(
+                what="validation loss",
+                value=found.value,
+                step=self.step,
+                purpose=VALIDATION,
+                number=found.number,
             )
-        return torch.cat(losses).mean().item()
+            share, config = found.share, self.config
+            return self.ranks.of_first(lambda: stop(self.run, failure, self.loss, config, share))
+        return found
 
     def save(self, which: Which = "newest") -> None:
-        """Write the newest checkpoint, or the best."""
+        """Write the newest checkpoint, or the best, if this is the first rank."""
+        if not self.ranks.is_first:
+            return
         if self._history is not None:
             self._history.sync()
         state = Checkpoint(
@@ -160,7 +174,7 @@ class Trainer:
             theta=self.estimator.theta,
             data_digest=self.data_digest,
             step=self.step,
-            stream=self.training.state_dict(),
+            stream=self._stand,
             network=self.estimator.state_dict(),
             optimiser=self.optimiser.state_dict(),
             tally=self.tally(),
@@ -171,36 +185,63 @@ class Trainer:
     def tally(self) -> Tally:
         """What the run has come to, over all its calls."""
         before, clock = self._before, self.clock
-        damaged = self.training.stream.damaged.keys() | self.validation.stream.damaged.keys()
         return replace(
             self._losses,
             seconds=before.seconds + clock.seconds,
             waited=before.waited + clock.waited,
             events=before.events + clock.events,
-            skipped=tuple(sorted(damaged.union(before.skipped))),
-            audit=asdict(self._audit()),
+            skipped=self._deliveries.skipped,
+            audit=asdict(self._deliveries.audit),
         )
 
-    def _batches(self) -> Iterator[DeviceBatch]:
-        """Those that are left; where one cannot be read, the steps before it are saved first."""
-        try:
-            yield from self.training.epochs(self.config.epochs)
-        except (DamagedDataError, OSError):
-            self.save()
-            raise
+    def _watch(self) -> Watch:
+        """Begin to show and to record."""
+        ranks = self.ranks.world_size
+        device = str(self.device)
+        note_call(self.run, self.data, self.data_digest, self.step, device, ranks)
+        self._history = History(self.run, epochs_done(self._stand))
+        return Watch(self.run, self._history, self.step, self.left, self.config.tensorboard)
 
-    def _take(self, batch: DeviceBatch, watch: Watch) -> None:
+    def _batches(self) -> Iterator[tuple[DeviceBatch, int]]:
+        """This rank's shares of the batches that are left, and the events of all shares.
+
+        Where one cannot be read, on whichever rank, the steps before it are saved first.
+        """
+        batches = self.training.epochs(self.config.epochs)
+        while True:
+            batch, error = None, None
+            try:
+                batch = next(batches, None)
+            except Exception as caught:
+                error = caught
+            try:
+                events = self._deliveries.meet(batch, error)
+            except LostRankError:
+                self.save()
+                raise
+            except Exception:
+                self.save()
+                self.ranks.meet()
+                raise
+            if batch is None:
+                return
+            yield batch, events
+
+    def _take(self, batch: DeviceBatch, events: int, watch: Watch | None) -> None:
         """Learn from a batch, and note what came of it."""
         loss = None
-        if len(batch.event):
-            loss = self.learn(batch)
+        if events:
+            loss = self.learn(batch, events)
             self._losses = replace(self._losses, train_loss=loss)
         else:  # all its events are damaged and skipped
-            self._progress = self._progress_now()
-        self.clock.step_is_done(len(batch.event))
-        is_end_of_epoch = self.training.state_dict()["position"] == 0
-        validation_loss = self.validate() if is_end_of_epoch else None
-        watch.add(self._entry(loss, validation_loss), self.left)
+            self._reach(self.training.state_dict())
+        self.clock.step_is_done(events)
+        validation_loss = None
+        if self._stand["position"] == 0:
+            validation_loss = self.validate()
+            self._deliveries.tell_damaged()
+        if watch is not None:
+            watch.add(self._entry(loss, validation_loss), self.left)
         if validation_loss is not None:
             self._losses = replace(self._losses, validation_loss=validation_loss)
             if validation_loss < self._losses.best_validation_loss:
@@ -211,6 +252,10 @@ class Trainer:
                 self.save("best")
                 self.save()
 
+    def _reach(self, stand: dict[str, Any]) -> None:
+        """Note that what the stream delivered before this state is learnt from."""
+        self._stand, self._progress = stand, progress(stand, self.config.epochs)
+
     def _entry(self, loss: float | None, validation_loss: float | None) -> Entry:
         """What the history says of a batch."""
         clock, tally = self.clock, self.tally()
@@ -218,7 +263,7 @@ class Trainer:
         on_gpu = self.device.type == "cuda"
         return Entry(
             step=self.step,
-            epoch=epochs_done(self.training.state_dict()),
+            epoch=epochs_done(self._stand),
             train_loss=loss,
             validation_loss=validation_loss,
             learning_rate=self.optimiser.param_groups[0]["lr"],
@@ -229,30 +274,25 @@ class Trainer:
             gpu_memory=torch.cuda.max_memory_allocated(self.device) if on_gpu else None,
             seconds=tally.seconds,
             skipped=len(tally.skipped),
-            audit=None if validation_loss is None else self._audit().digest,
+            audit=None if validation_loss is None else self._deliveries.audit.digest,
         )
 
-    def _audit(self) -> Audit:
-        """Of the epoch under way, with what earlier calls took of it."""
-        before, now = self._before.audit, self.training.audit
-        return now + Audit(**before) if before and before["epoch"] == now.epoch else now
-
-    def _progress_now(self) -> float:
-        """The share of the run that is done, with the batch under way."""
-        return progress(self.training.state_dict(), self.config.epochs)
-
-    def _stop_if_bad(
-        self, what: str, value: float, largest: float, batch: DeviceBatch, purpose: int, number: int
-    ) -> None:
+    def _stop_if_bad(self, what: str, value: float, largest: float, batch: DeviceBatch) -> None:
+        """End the run where a batch must not be learnt from; all ranks know the same value."""
         if is_bad(value, largest):
             failure = Failure(
-                what=what, value=value, step=self.step, purpose=purpose, number=number
+                what=what, value=value, step=self.step, purpose=TRAINING, number=self.step
             )
-            stop(self.run, failure, self.loss, self.config, batch)
+            stop(self.run, failure, self.loss, self.config, batch, self.ranks)
 
 
-def _new_estimator(config: TrainConfig, data: str | Path, parts: Split) -> Estimator:
-    values = training_parameters(config, data, parts.kept)
-    theta = ParameterMap.fit(parts.schema.parameters, config.parameters, values)
+def _new_estimator(config: TrainConfig, data: str | Path, parts: Split, ranks: Ranks) -> Estimator:
+    """An untrained one, the same on all ranks."""
+
+    def fitted() -> ParameterMap:
+        values = training_parameters(config, data, parts.kept)
+        return ParameterMap.fit(parts.schema.parameters, config.parameters, values)
+
+    theta = ranks.of_first(fitted)
     torch.manual_seed(config.seed)
     return Estimator(config, DataFacts.of(parts.schema), theta)

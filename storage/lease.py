@@ -16,6 +16,7 @@ from storage.errors import InputError
 
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0  # without renewal; clocks of machines may differ by some seconds
+WATCH_SECONDS = 1.0  # between two looks at a document that may be left over
 SETTLE_SECONDS = 1.0  # after which two that take over at the same moment see who was the last
 
 
@@ -102,6 +103,21 @@ def current_holder(paper: Paper) -> Holder | None:
         later = Holder.parse(paper.read())
         return later if later is not None and later != holder and later.lives else None
     return holder
+
+
+def watch_silent(paper: Paper) -> None:
+    """Return when the holder of a document has shown that it lives, or is forgotten.
+
+    A job that died on another machine, and was queued again at once, would else be refused for as
+    long as nobody can tell.
+
+    Args:
+        paper: The document.
+    """
+    first = holder = current_holder(paper)
+    while holder is not None and holder == first:
+        time.sleep(WATCH_SECONDS)
+        holder = current_holder(paper)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from storage.errors import InputError
 from storage.files import AtomicFile
-from storage.lease import Holder, current_holder, held, refuse_second
+from storage.lease import Holder, current_holder, held, refuse_second, watch_silent
 from storage.pagecache import resident_share
 from storage.urls import Store
 
@@ -138,23 +138,30 @@ class LocalStore(Store):
                 path.unlink(missing_ok=True)
 
     @contextmanager
-    def only_writer(self) -> Iterator[None]:
+    def only_writer(self, inside: bool = False) -> Iterator[None]:
         """Hold the folder, which is created where there is none, against a second run.
 
         On this machine the kernel's lock decides, which goes with the process however it ends; the
-        document beside the folder tells who it is, and other machines that there is somebody.
+        document tells who it is, and other machines that there is somebody.
+
+        Args:
+            inside: Whether the document lies in the folder, not beside it; a folder with nothing
+                else in it goes with it. What was written by a process of another machine, which may
+                have died and gone on here, is then watched until it is renewed or forgotten.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        paper = _PaperBeside(self.beside / WRITER)
+        paper = _Paper((self.folder if inside else self.beside) / WRITER)
         descriptor = os.open(self.folder, os.O_RDONLY)
         try:
             self._lock(descriptor, paper)
+            if inside:
+                watch_silent(paper)
             with held(paper, self.url):
                 yield
         finally:
             os.close(descriptor)
 
-    def _lock(self, descriptor: int, paper: "_PaperBeside") -> None:
+    def _lock(self, descriptor: int, paper: "_Paper") -> None:
         """Take the kernel's lock.
 
         Raises:
@@ -177,7 +184,7 @@ class LocalStore(Store):
 
     def is_being_written(self) -> bool:
         """Whether a run holds the folder."""
-        return current_holder(_PaperBeside(self.beside / WRITER)) is not None
+        return current_holder(_Paper(self.beside / WRITER)) is not None
 
     @property
     def beside(self) -> Path:
@@ -302,8 +309,8 @@ def read_whole(reads: Sequence[WholeRead]) -> list[bool]:
 
 
 @dataclass(frozen=True)
-class _PaperBeside:
-    """The document that says who writes, beside the folder."""
+class _Paper:
+    """The document that says who writes."""
 
     path: Path
 

@@ -63,7 +63,9 @@ class EventStream(IterableDataset):
         config: How it is read: threads, memory, what becomes of damage.
         allocate: Makes the strain buffers, given shape and type (for pinned memory).
         agree: Tells all ranks what the first one says; needed by several ranks of a growing set,
-            which would not see the same shards.
+            which would not see the same shards. With it the first one alone calibrates, for all:
+            ranks that read at the same time would measure each other. All of them have to begin
+            to iterate then.
 
     Attributes:
         schema: What the data set is.
@@ -320,16 +322,33 @@ class EventStream(IterableDataset):
 
     def _look(self) -> Snapshot:
         """See which events there are now."""
-        found = Snapshot.take(self._store, self.schema, self._range, self._config.growing)
-        if self._config.growing and self._agree is not None:
-            found = Snapshot.parse(self._agree(found.text), self.schema, self._range)
-        return found
+        if not self._config.growing or self._agree is None:
+            return Snapshot.take(self._store, self.schema, self._range, self._config.growing)
+        told = ""
+        try:
+            told = Snapshot.take(self._store, self.schema, self._range, growing=True).text
+        finally:  # whatever happened here, the others take part
+            told = self._agree(told)
+        return Snapshot.parse(told, self.schema, self._range)
 
     def _choose_depth(self) -> Depth:
         """Decide on threads and batches ahead, by a calibration where they are not given."""
         threads, prefetch = self._config.threads, self._config.prefetch
         if threads is not None and prefetch is not None:
             return Depth(threads, prefetch)
+        if self._agree is None or self._world_size == 1:
+            return self._calibrated(threads, prefetch)
+        told = ""
+        try:
+            if self._rank == 0:
+                found = self._calibrated(threads, prefetch)
+                told = f"{found.threads} {found.prefetch}"
+        finally:  # whatever happened here, the others wait for an answer
+            told = self._agree(told)
+        return Depth(*map(int, told.split()))
+
+    def _calibrated(self, threads: int | None, prefetch: int | None) -> Depth:
+        """Find out what is not given."""
         order = self._ordered()
         generator = np.random.default_rng()  # what it reads should not be what was read before
 

@@ -1,19 +1,22 @@
 """Toy events whose strain depends on two parameters, and a network trained on them."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import training_ranks
 from toy import SMALL_NETWORK, TOY, write_shards
+from training_ranks import Group, Outcome
 
 from model.config import TrainConfig
 from model.recipe import config_to_bytes
@@ -113,3 +116,39 @@ def interrupt() -> Callable[..., int]:
         return process.wait(60)
 
     return interrupt
+
+
+@pytest.fixture(scope="session")
+def launcher() -> subprocess.Popen:
+    """Starts groups of ranks without importing each time."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    words = [sys.executable, training_ranks.__file__]
+    with subprocess.Popen(
+        words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def start_ranks(
+    launcher: subprocess.Popen, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Outcome]:
+    """Let some ranks train; return what became of them."""
+
+    def start(ranks: int, config: TrainConfig, data: Path, run: Path, **options: object) -> Outcome:
+        folder = tmp_path_factory.mktemp("ranks")
+        (folder / "recipe.yaml").write_bytes(config_to_bytes(config))
+        words = ["train", "--config", str(folder / "recipe.yaml"), "--data", str(data)]
+        group = Group(str(folder), ranks, [*words, "--out", str(run)], **options)
+        launcher.stdin.write(json.dumps(asdict(group)) + "\n")
+        launcher.stdin.flush()
+        outcome = Outcome(*json.loads(launcher.stdout.readline()))
+        for rank in range(ranks):
+            outcome.said.append((folder / f"{rank}.said").read_text())
+            for line in (folder / f"{rank}.events").read_text().splitlines():
+                step, events = json.loads(line)
+                outcome.steps.setdefault(step, []).append(events)
+        return outcome
+
+    return start

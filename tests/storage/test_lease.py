@@ -202,3 +202,38 @@ def test_who_was_taken_for_dead_leaves_the_document_of_the_next_one_alone(place,
 def test_a_hold_within_the_same_process_is_refused(place):
     with place.only_writer(), pytest.raises(InputError, match=f"process {os.getpid()} on"):
         hold(place)
+
+
+def inside(place):
+    return place.folder / "writer.json"
+
+
+def test_a_document_inside_the_folder_of_another_host_is_watched_until_it_is_renewed(
+    place, monkeypatch
+):
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.02)
+    place.folder.mkdir()
+    left = {"host": "elsewhere", "process": 4711, "renewed": time.time() - 5}
+    inside(place).write_text(json.dumps(left))
+    renewal = threading.Timer(
+        0.3, lambda: inside(place).write_text(json.dumps({**left, "renewed": time.time()}))
+    )
+    renewal.start()
+    with pytest.raises(InputError, match="process 4711 on elsewhere"), place.only_writer(True):
+        pass
+    renewal.join()
+
+
+def test_a_document_inside_the_folder_that_a_dead_host_left_is_taken_over_once_it_is_old(
+    place, monkeypatch
+):
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "STALE_SECONDS", 1.0)
+    place.folder.mkdir()
+    left = {"host": "elsewhere", "process": 4711, "renewed": time.time()}
+    inside(place).write_text(json.dumps(left))
+    start = time.monotonic()
+    with place.only_writer(inside=True):
+        assert time.monotonic() - start > 0.5
+        assert json.loads(inside(place).read_bytes())["process"] == os.getpid()
+    assert not place.folder.exists(), "nothing else was in it"

@@ -782,6 +782,22 @@ def test_threads_and_depth_are_calibrated_said_and_can_be_given(full_size, monke
     assert "reading with 3 threads" in capsys.readouterr().err
 
 
+def test_the_first_of_several_ranks_calibrates_for_all(full_size, monkeypatch, capsys):
+    monkeypatch.setattr(calibrate, "LEAST_BYTES", 0)
+    told = []
+
+    def agree(text):
+        told.append(text)
+        return told[0]
+
+    options = {"batch_size": 2, "world_size": 2, "agree": agree}
+    streams = [open_stream(full_size("float32").folder, rank=rank, **options) for rank in (0, 1)]
+    assert sorted(number for stream in streams for number in numbers(stream)) == list(range(5))
+    assert capsys.readouterr().err.count("strainflow: reading with") == 1
+    assert told[1:] == [""]
+    assert streams[0].threads == streams[1].threads == int(told[0].split()[0])
+
+
 def test_batches_ahead_keep_within_the_memory_that_is_given(full_size, monkeypatch):
     data = full_size("float32")
     room = 2.5 * 2 * data.schema.event_bytes
