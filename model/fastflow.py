@@ -42,11 +42,11 @@ class FastFlow:
         self._device = flow.circle.device
         on_gpu = self._device.type == "cuda"
         wanted = on_gpu if compiled is None else compiled
-        found = compiled_spline(self._device.type) if wanted else None
-        self.compiled = found is not None
-        self._spline = found or spline
         with torch.no_grad():
             self._layers = [_Layer.of(layer) for layer in flow.transform._transforms]
+        found = compiled_spline(self._device.type, self._layers[0].knots) if wanted else None
+        self.compiled = found is not None
+        self._spline = found or spline
 
     def log_prob(
         self,
