@@ -20,7 +20,7 @@ from model.flow import UNIT_SLOPE, ConditionalFlow, SplineCoupling
 from model.spline import Spline, compiled_spline, spline
 
 TILE = 2048  # samples of one event at most that go through all layers together
-GPU_ROWS = 2**17  # samples in one pass of a GPU, of as many events as it takes
+GPU_ROWS = 2**16  # samples in one pass of a GPU, of as many events as it takes
 
 
 def ignore(_: int) -> None:
@@ -33,7 +33,7 @@ class FastFlow:
     What comes out for an event does not depend on the events beside it.
 
     Args:
-        flow: Its weights are copied as they are now.
+        flow: Its weights must not change from now on.
         compiled: Whether the splines are compiled, where there is a compiler; by default on a GPU.
     """
 
@@ -42,11 +42,11 @@ class FastFlow:
         self._device = flow.circle.device
         on_gpu = self._device.type == "cuda"
         wanted = on_gpu if compiled is None else compiled
-        found = compiled_spline(self._device.type) if wanted else None
-        self.compiled = found is not None
-        self._spline = found or spline
         with torch.no_grad():
             self._layers = [_Layer.of(layer) for layer in flow.transform._transforms]
+        found = compiled_spline(self._device.type, self._layers[0].knots) if wanted else None
+        self.compiled = found is not None
+        self._spline = found or spline
 
     def log_prob(
         self,
@@ -123,7 +123,7 @@ class FastFlow:
         """Run all passes, a thread each on a CPU; yield how many tiles are through."""
         threads = torch.get_num_threads()
         width = len(passes[0])
-        if self._device.type != "cpu" or threads == 1 or len(passes) == 1:
+        if self._device.type != "cpu" or threads == 1:
             for number, jobs in enumerate(passes, 1):
                 run(jobs)
                 yield number * width
@@ -138,7 +138,11 @@ def single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
     """Give a pool of threads that do not share their operations out to further threads."""
     try:
         with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
+            try:
+                yield pool
+            except BaseException:  # interrupted: what has not begun never does
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     finally:
         torch.set_num_threads(count)  # it is also what threads to come begin with
 

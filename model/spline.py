@@ -65,7 +65,7 @@ def spline(
 
 
 def unrolled_spline(
-    values: Float[Tensor, "n"], knots: Float[Tensor, "knot n"], bound: float, inverse: bool
+    values: Float[Tensor, "n"], knots: Float[Tensor, "knot n"], bound: float | Tensor, inverse: bool
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
     """Do what `spline` does, for a compiler: one pass, in which no knot goes back to memory."""
     inside = values.abs() <= bound
@@ -75,29 +75,55 @@ def unrolled_spline(
 
 
 @cache
-def compiled_spline(device: str) -> Spline | None:
-    """Compile the spline for a kind of device, once a process.
+def compiled_spline(device: str, knots: int) -> Spline | None:
+    """Compile the spline for a kind of device and a number of knots, once a process.
+
+    Args:
+        device: Its type.
+        knots: Numbers a spline.
 
     Returns:
         None where it cannot be done; a compiler that is there and fails is warned of.
     """
     if not _has_compiler(device):
         return None
-    compiled: Spline = torch.compile(
+    compiled = torch.compile(
         unrolled_spline, dynamic=True, options={"cpp.threads": 1} if device == "cpu" else {}
     )
+
+    def evaluate(
+        values: Tensor, knots: Tensor, bound: float, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        # As a tensor: PyTorch 2.13 went on with the first bound where it was a number.
+        return compiled(values, knots, values.new_full((), bound), inverse)
+
     try:
         with torch.no_grad():  # as all calls to come: one with gradients would be compiled anew
-            for inverse in (False, True):
-                tried = torch.zeros(4, device=device), torch.zeros(10, 4, device=device)
-                compiled(*tried, 1.0, inverse)
+            _try(evaluate, device, knots)
     except (RuntimeError, OSError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(
             f"splines are evaluated without a compiler, for it failed: {reason}", stacklevel=2
         )
         return None
-    return compiled
+    return evaluate
+
+
+def _try(evaluate: Spline, device: str, knots: int) -> None:
+    """Refuse a compiler's work that is not what it was made from.
+
+    Raises:
+        RuntimeError: It is not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(knots, 64, generator=generator).to(device)
+    for bound in (1.0, 3.0):
+        values = bound * (2 * torch.rand(64, generator=generator).to(device) - 1)
+        pairs = zip(
+            evaluate(values, drawn, bound, True), spline(values, drawn, bound, True), strict=True
+        )
+        if not all(torch.allclose(*pair, atol=1e-4) for pair in pairs):
+            raise RuntimeError("it gave other numbers")
 
 
 def _has_compiler(device: str) -> bool:
@@ -125,13 +151,13 @@ def _gather_bin(
 
 
 def _select_bin(
-    values: Float[Tensor, "n"], knots: Float[Tensor, "knot n"], bound: float, inverse: bool
+    values: Float[Tensor, "n"], knots: Float[Tensor, "knot n"], bound: float | Tensor, inverse: bool
 ) -> _Bin:
     bins = len(knots) // 3
     rows = knots.unbind(0)
     edges = [_edges(rows[:bins], bound), _edges(rows[bins : 2 * bins], bound)]
     slopes = rows[2 * bins :]
-    last = torch.full_like(values, bound)
+    last = torch.zeros_like(values) + bound
     ends = [[*inner, last] for inner in edges]
     low = [-last, -last, slopes[0]]
     high = [ends[0][0], ends[1][0], slopes[1]]
@@ -144,7 +170,7 @@ def _select_bin(
     return _Bin(*zip(low, high, strict=True))
 
 
-def _edges(rows: tuple[Tensor, ...], bound: float) -> list[Tensor]:
+def _edges(rows: tuple[Tensor, ...], bound: float | Tensor) -> list[Tensor]:
     """The inner edges of bins."""
     largest = rows[0]
     for row in rows[1:]:

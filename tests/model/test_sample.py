@@ -11,6 +11,7 @@ import pytest
 from toy import START as TOY_START
 from toy import draw_event
 
+from model import sample
 from model.checkpoint import load
 from model.plots import plot_corner
 from model.sample import SampleConfig, sample_dataset
@@ -148,6 +149,51 @@ def test_an_event_is_the_same_whatever_range_it_is_drawn_in(results, trained, da
     assert contents(tmp_path) == {
         name: text for name, text in contents(results).items() if name.startswith("event_000000004")
     }
+
+
+@pytest.mark.parametrize(("events", "samples"), [(2, 2**20), (32, 80), (32, 1)])
+def test_files_are_the_same_however_many_events_are_drawn_together(
+    events, samples, results, trained, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sample, "EVENTS_AT_ONCE", events)
+    monkeypatch.setattr(sample, "SAMPLES_AT_ONCE", samples)
+    sample_dataset(SMALL, trained[0], data, tmp_path)
+    assert contents(tmp_path) == contents(results)
+
+
+def test_what_was_drawn_before_an_interruption_is_kept(
+    results, trained, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sample, "EVENTS_AT_ONCE", 2)
+    draw = sample._Sampler.draw
+
+    def interrupted(self, stored, events, done):
+        if 4 in events:
+            raise KeyboardInterrupt
+        return draw(self, stored, events, done)
+
+    monkeypatch.setattr(sample._Sampler, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sample_dataset(SMALL, trained[0], data, tmp_path)
+    assert len(result_files(tmp_path)) == 4
+    monkeypatch.setattr(sample._Sampler, "draw", draw)
+    assert sample_dataset(SMALL, trained[0], data, tmp_path).sampled == 1
+    assert contents(tmp_path) == contents(results)
+
+
+def test_a_file_that_cannot_be_written_is_no_success(trained, data, tmp_path):
+    result_path(tmp_path, 3).with_name(result_path(tmp_path, 3).name + ".partial").mkdir()
+    with pytest.raises(IsADirectoryError):
+        sample_dataset(SMALL, trained[0], data, tmp_path)
+
+
+def test_the_progress_bar_counts_every_event_once(results, trained, data, tmp_path, monkeypatch):
+    shutil.copy(result_path(results, 1), tmp_path)
+    bars = []
+    make = sample.progress_bar
+    monkeypatch.setattr(sample, "progress_bar", lambda *words: bars.append(make(*words)) or bars[0])
+    sample_dataset(SMALL, trained[0], data, tmp_path)
+    assert bars[0].n == bars[0].total == 5
 
 
 def test_the_noise_of_noise_free_data_is_a_function_of_seed_and_event(
