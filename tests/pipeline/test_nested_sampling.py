@@ -124,7 +124,7 @@ def test_four_parameters_agree_with_dynesty(event, nested):
     there = nested.posterior[list(SAMPLED)].values
     centre, scale = there.mean(0), there.std(0)
     proposal = multivariate_t(shape=1.3**2 * np.corrcoef(there.T), df=5, seed=1)
-    drawn = proposal.rvs(20_000)
+    drawn = proposal.rvs(12_000)
     samples = centre + scale * drawn
     posterior = Posterior(
         event=0,

@@ -192,7 +192,7 @@ def test_a_phase_that_was_not_sampled_is_integrated_out_and_drawn(stored):
     simulator, likelihood = likelihood_of(folder, 0)
     truth = truth_of(folder, 0)
     phases = np.linspace(0, 2 * np.pi, 200, endpoint=False)
-    masses = np.linspace(30, 36, 121)
+    masses = np.linspace(30, 36, 91)
     grid = np.empty((len(masses), len(phases)))
     for row, mass in zip(grid, masses, strict=True):
         pair = [
