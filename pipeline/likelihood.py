@@ -81,7 +81,7 @@ class Likelihood:
     """The likelihood of one event's strain.
 
     log p(d | h) = <d, h> - <h, h> / 2 + log p(d | 0), with the scalar product over the noise's
-    bins. Source: arXiv:1809.02293, equation 44, for noise as in `SegmentNoise`.
+    bins. Source: arXiv:1809.02293, appendix on Gaussian noise.
 
     Attributes:
         noise: Of the segment.

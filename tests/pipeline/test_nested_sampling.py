@@ -9,7 +9,7 @@ from pipeline.evaluate import evaluate, read_strain
 from pipeline.likelihood import Likelihood, SegmentNoise, Waves
 from pipeline.prior_text import describe
 from pipeline.priors import PARAMETERS
-from pipeline.reweight import Gathered, Target
+from pipeline.reweight_event import Gathered, Target
 from pipeline.run import describe_dataset, simulate_shard, simulator_of_dataset
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, dataset_digest

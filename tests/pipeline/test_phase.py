@@ -20,7 +20,8 @@ FAST = (
     "--segment.start_time=1577491216.5",
 )
 ALL = SnrWindow()
-# What the sum of harmonics may miss a log likelihood by: neither model with higher modes is quite continuous.
+# What the sum of harmonics may miss a log likelihood by: the models with higher modes are not quite
+# continuous.
 AGREEMENT = {"IMRPhenomXP": 1e-3, "IMRPhenomXPHM": 0.05, "IMRPhenomTPHM": 0.05}
 
 

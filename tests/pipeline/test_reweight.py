@@ -14,7 +14,8 @@ from scipy.stats import t
 from pipeline.evaluate import evaluate, read_strain
 from pipeline.likelihood import Likelihood, SegmentNoise
 from pipeline.priors import PARAMETERS
-from pipeline.reweight import Gathered, ReweightConfig, Target, reweight_results
+from pipeline.reweight import ReweightConfig, reweight_results
+from pipeline.reweight_event import Gathered, Target
 from pipeline.run import describe_dataset, simulate_shard, simulator_of_dataset
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, dataset_digest, read_parameters
