@@ -14,7 +14,7 @@ from storage.results import IMPOSSIBLE, Exact
 RESPECTABLE = 0.01  # efficiency, of a network for 15 parameters
 FAILED = 0.001  # efficiency, below which the samples say nothing of the posterior
 MOST_OF_ALL = 0.5  # of all weight, in one sample
-RELIABLE_K = 0.7  # above, the weights' mean converges too slowly: arXiv:1507.02646, section 3.2
+RELIABLE_K = 0.7  # above, the weights' mean converges too slowly: arXiv:1507.02646
 FEWEST_IN_TAIL = 5
 
 
@@ -102,7 +102,7 @@ def pareto_k(weights: Float[Array, "sample"]) -> float:
     Above 0.5 the weights' variance is infinite, above 0.7 their mean hardly converges. Zero where
     too few weights are left for a tail.
 
-    Source: arXiv:1507.02646, appendix C, after J. Zhang, M. Stephens, Technometrics 51 (2009) 316.
+    Source: arXiv:1507.02646, by the estimator of J. Zhang, M. Stephens, Technometrics 51 (2009) 316.
     """
     count = len(weights)
     tail = math.ceil(min(count / 5, 3 * math.sqrt(count)))

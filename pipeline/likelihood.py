@@ -27,6 +27,7 @@ import scipy.fft
 from jaxtyping import Float
 
 from pipeline.config import SimulationConfig
+from pipeline.noise import noise_bins
 from pipeline.simulate import EXTRINSIC, Simulator
 from pipeline.waveform import PHASE_IS_A_FACTOR, Polarisations, WaveformError
 from storage.arrays import Array
@@ -41,13 +42,12 @@ class SegmentNoise:
 
     Attributes:
         samples: Length of the segment.
-        first_bin: Where the analysis band begins, in bins of the segment's transform; it ends below
-            the Nyquist bin.
+        bins: Of its transform, those that hold noise.
         variance: Of a sample, were the noise to fill the whole band [sigma^2].
     """
 
     samples: int
-    first_bin: int
+    bins: slice
     variance: float = 1.0
 
     @classmethod
@@ -57,9 +57,8 @@ class SegmentNoise:
         if schema is not None:
             encodings = (*schema.encodings_before, schema.encoding)
             steps = [encoding.scale_factor or 0.0 for encoding in encodings]
-        first_bin = round(config.waveform.f_lower * config.segment.duration)
-        variance = 1 + sum(step**2 for step in steps) / 12
-        return cls(config.segment.samples, first_bin, variance)
+        bins = noise_bins(config.segment, config.waveform.f_lower)
+        return cls(config.segment.samples, bins, 1 + sum(step**2 for step in steps) / 12)
 
     def coordinates(self, strain: Float[Array, "detector time"]) -> Float[Array, "coordinate"]:
         """Project strain on the noise's bins, in coordinates in which noise is unit normal.
@@ -71,7 +70,7 @@ class SegmentNoise:
         Args:
             strain: Whitened strain [sigma].
         """
-        spectrum = scipy.fft.rfft(strain, axis=1)[:, self.first_bin : -1]
+        spectrum = scipy.fft.rfft(strain, axis=1)[:, self.bins]
         scaled = spectrum.astype(np.complex128) * np.sqrt(2 / (self.samples * self.variance))
         coordinates: Array = scaled.reshape(-1).view(np.float64)
         return coordinates
@@ -82,7 +81,7 @@ class Likelihood:
     """The likelihood of one event's strain.
 
     log p(d | h) = <d, h> - <h, h> / 2 + log p(d | 0), with the scalar product over the noise's
-    bins. Source: arXiv:1809.02293, equation 44, for noise as in `SegmentNoise`.
+    bins. Source: arXiv:1809.02293, appendix on Gaussian noise.
 
     Attributes:
         noise: Of the segment.

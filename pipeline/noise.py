@@ -201,8 +201,7 @@ class Whitening:
 
         Coloured and whitened again it would be the same: white in the band, so it is drawn so.
         """
-        samples = self.segment.samples
-        bins = slice(round(self.f_lower * self.segment.duration), samples // 2)
+        samples, bins = self.segment.samples, noise_bins(self.segment, self.f_lower)
         # Real and imaginary parts of variance samples/2 give a unit variance over the full band.
         fill = partial(_fill_normal, generator=generator, sigma=math.sqrt(samples / 2) / samples)
         for row in strain:
@@ -215,6 +214,11 @@ class Whitening:
     @cached_property
     def _over_segment(self) -> InverseTransform:
         return InverseTransform(self.segment.samples)
+
+
+def noise_bins(segment: SegmentConfig, f_lower: float) -> slice:
+    """The bins of a segment's transform that hold noise: from f_lower to below the Nyquist bin."""
+    return slice(round(f_lower * segment.duration), segment.samples // 2)
 
 
 def optimal_snr(signal: Float[Array, "detector time"]) -> Float[Array, "detector"]:

@@ -9,8 +9,8 @@ rounding.
 Where the phase is a factor and nothing is cropped, the integral is a Bessel function; the crop
 makes the norm of a signal depend on the phase a little, so that the sum is taken there as well.
 
-Source: arXiv:2210.05686, synthetic phase (supplement), and arXiv:1809.02293, equation C1 for the
-Bessel function.
+Source: arXiv:2210.05686, synthetic phase; arXiv:1809.02293, appendix on explicit marginalisation, for
+the Bessel function.
 """
 
 import math
@@ -27,10 +27,11 @@ from pipeline.simulate import Simulator
 from pipeline.waveform import Polarisations
 from storage.arrays import Array
 
-# So many phases tell the orders 0 to one less; models of LALSimulation reach 4 or 5.
+# So many phases tell as many orders: 0 to 4, -2 to 6, -6 to 10. Models in the frequency domain
+# reach 4 or 5; those in the time domain have negative orders too (measured: -5 to 5).
 PHASES = (5, 9, 17)
 # The most by which the harmonics' sum may miss a signal [sigma], before more phases are taken.
-TOLERANCE = 0.05
+TOLERANCE = 0.01
 NEGLIGIBLE = 1e-4  # norm of a harmonic that is left out [sigma], but for the spectrum of the noise
 POINTS_PER_WIDTH = 8  # of the grid, in the narrowest posterior
 FEWEST_POINTS = 256
@@ -85,7 +86,9 @@ class PhaseCurve:
         speed = 0.0
         for row, order in enumerate(self.orders):
             both = [2 * row, 2 * row + 1]
-            speed += order * max(self.gram[both, both].max(), abs(self.linear[both]).max()) ** 0.5
+            speed += (
+                abs(order) * max(self.gram[both, both].max(), abs(self.linear[both]).max()) ** 0.5
+            )
         wanted = POINTS_PER_WIDTH * 2 * np.pi * speed
         return max(FEWEST_POINTS, 1 << math.ceil(wanted).bit_length())
 
@@ -142,15 +145,17 @@ def _harmonics(at: Callable[[float], Polarisations], count: int, least: float) -
     length = max(len(item.plus) for item in made)
     first_bin = made[0].first_bin
     both = np.array([_stacked(item, length) for item in made])
-    orders = scipy.fft.fft(both, axis=0) / count
+    lowest = -(count - PHASES[0]) // 2
+    numbers = range(lowest, lowest + count)
+    orders = np.roll(scipy.fft.fft(both, axis=0), -lowest, axis=0) / count
     other = np.pi / count
     expected = _stacked(at(other), length)
-    turns = np.exp(1j * other * np.arange(count))
+    turns = np.exp(1j * other * np.array(numbers))
     norm = float(np.linalg.norm(expected))
     missed = float(np.linalg.norm(np.tensordot(turns, orders, 1) - expected))
     waves = {
         order: Polarisations(both[0], both[1], first_bin)
-        for order, both in enumerate(orders)
+        for order, both in zip(numbers, orders, strict=True)
         if np.linalg.norm(both) > least * norm
     }
     return Harmonics(waves, missed / norm)
@@ -239,7 +244,7 @@ def _on_grid(
     function: Callable[[Array], Array], orders: tuple[int, ...], points: int
 ) -> Float[Array, "point"]:
     """A trigonometric polynomial of twice the highest order on a fine grid, from a coarse one."""
-    coarse = 1 << (4 * max(orders) + 1).bit_length()
+    coarse = 1 << (4 * max(map(abs, orders)) + 1).bit_length()
     coefficients = scipy.fft.rfft(function(2 * np.pi * np.arange(coarse) / coarse))
     values: Array = scipy.fft.irfft(coefficients, points) * (points / coarse)
     return values

@@ -69,7 +69,7 @@ def tiny():
         start_time=1.0, duration=0.25, sample_rate=256.0, generation_duration=0.5
     )
     whitening = Whitening(np.ones((1, 65)), segment, 16.0)
-    return whitening, SegmentNoise(64, first_bin=4)
+    return whitening, SegmentNoise(64, slice(4, 32))
 
 
 def projector(samples, bins):

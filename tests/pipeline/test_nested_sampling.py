@@ -9,7 +9,7 @@ from pipeline.evaluate import evaluate, read_strain
 from pipeline.likelihood import Likelihood, SegmentNoise, Waves
 from pipeline.prior_text import describe
 from pipeline.priors import PARAMETERS
-from pipeline.reweight import Gathered, Target
+from pipeline.reweight_event import Gathered, Target
 from pipeline.run import describe_dataset, simulate_shard, simulator_of_dataset
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, dataset_digest
@@ -124,7 +124,7 @@ def test_four_parameters_agree_with_dynesty(event, nested):
     there = nested.posterior[list(SAMPLED)].values
     centre, scale = there.mean(0), there.std(0)
     proposal = multivariate_t(shape=1.3**2 * np.corrcoef(there.T), df=5, seed=1)
-    drawn = proposal.rvs(20_000)
+    drawn = proposal.rvs(12_000)
     samples = centre + scale * drawn
     posterior = Posterior(
         event=0,

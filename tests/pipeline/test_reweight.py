@@ -1,6 +1,9 @@
 """Reweighting: weights, evidence and flags against grids; bytes, reruns and refusals."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import bilby
@@ -11,7 +14,8 @@ from scipy.stats import t
 from pipeline.evaluate import evaluate, read_strain
 from pipeline.likelihood import Likelihood, SegmentNoise
 from pipeline.priors import PARAMETERS
-from pipeline.reweight import Gathered, ReweightConfig, Target, reweight_results
+from pipeline.reweight import ReweightConfig, reweight_results
+from pipeline.reweight_event import Gathered, Target
 from pipeline.run import describe_dataset, simulate_shard, simulator_of_dataset
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, dataset_digest, read_parameters
@@ -192,7 +196,7 @@ def test_a_phase_that_was_not_sampled_is_integrated_out_and_drawn(stored):
     simulator, likelihood = likelihood_of(folder, 0)
     truth = truth_of(folder, 0)
     phases = np.linspace(0, 2 * np.pi, 200, endpoint=False)
-    masses = np.linspace(30, 36, 121)
+    masses = np.linspace(30, 36, 91)
     grid = np.empty((len(masses), len(phases)))
     for row, mass in zip(grid, masses, strict=True):
         pair = [
@@ -348,3 +352,39 @@ def test_no_sample_inside_the_prior_is_a_failure_with_finite_numbers(stored, tmp
 def test_a_store_that_is_no_posterior_is_refused(tmp_path):
     with pytest.raises(InputError, match="no posterior files"):
         reweight_results(ReweightConfig(str(tmp_path)))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_to_the_same_bytes_with_another_number_of_workers(
+    stored, tmp_path
+):
+    folder = stored()
+    for event in range(3):
+        centre = near(folder, event, "chirp_mass")
+        write_posterior(tmp_path / "results", proposal(folder, event, centre, [0.3], 6000))
+
+    def start(out, workers):
+        words = ["reweight", str(tmp_path / "results"), "--out", str(tmp_path / out)]
+        words += ["--cluster.workers", str(workers), "--json"]
+        command = [sys.executable, "-m", "strainflow", *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    run, first = start("killed", 2), tmp_path / "killed" / "event_000000000_result.json"
+    deadline = time.monotonic() + 300
+    while not first.exists():
+        assert run.poll() is None, run.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    run.kill()
+    run.communicate()
+    assert 1 <= len(list((tmp_path / "killed").glob("*.json"))) < 3
+    for out, workers, fewest in (("killed", 1, 1), ("whole", 2, 3)):
+        run = start(out, workers)
+        answer, said = run.communicate(timeout=600)
+        assert run.returncode == 0, said
+        assert fewest <= json.loads(answer)["reweighted"] <= (2 if out == "killed" else 3)
+    whole = contents(tmp_path / "whole")
+    assert len(whole) == 3
+    assert {
+        name: text for name, text in contents(tmp_path / "killed").items() if name in whole
+    } == whole
