@@ -127,13 +127,14 @@ def test_a_data_set_records_the_frames_and_is_repaired_from_them(
 
 
 def test_frames_that_have_changed_are_refused(et_bbh, running_cluster, strain, tmp_path):
-    write_gwf(tmp_path / "x.gwf", strain, rate=RATE)
-    config = et_bbh("--waveform.approximant=IMRPhenomXP", flag(tmp_path, "x.gwf"))
+    short = strain[:, : 28 * RATE]
+    write_gwpy(tmp_path / "x.hdf5", short, rate=RATE)
+    config = et_bbh("--waveform.approximant=IMRPhenomXP", flag(tmp_path, "x.hdf5"))
     config = replace(config, cluster=running_cluster)
     simulate_dataset(config, tmp_path / "x.zarr")
     assert simulate_dataset(config, tmp_path / "x.zarr").simulated == 0
-    write_gwf(tmp_path / "x.gwf", 1.01 * strain, rate=RATE)
-    with pytest.raises(InputError, match=r"another configuration \(noise_frames.files.x.gwf"):
+    write_gwpy(tmp_path / "x.hdf5", 1.01 * short, rate=RATE)
+    with pytest.raises(InputError, match=r"another configuration \(noise_frames.files.x.hdf5"):
         simulate_dataset(config, tmp_path / "x.zarr")
 
 
