@@ -172,6 +172,23 @@ def test_frames_that_cannot_serve_end_the_call_with_one_sentence(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("noise", "sentence"),
+    [
+        ("pink", "noise: got pink; wanted is gaussian, none, or frames of detectors: {frames: "),
+        ("{frames: [a.gwf]}", "noise: the following arguments are required: channels; wanted is"),
+        ("{frames: a.gwf, channels: [E1:X]}", "noise: frames: Expected a tuple"),
+    ],
+)
+def test_noise_that_is_none_is_answered_in_one_sentence(noise, sentence, tmp_path, capsys):
+    call = ["simulate", "--config", RECIPE, "--events=2", "--out", str(tmp_path / "x.zarr")]
+    assert main([*call, "--noise", noise]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert "pipeline." not in said
+
+
 def test_too_short_frames_are_refused(et_bbh, strain, tmp_path):
     write_gwf(tmp_path / "x.gwf", strain[:, : 20 * RATE], rate=RATE)
     config = et_bbh("--waveform.approximant=IMRPhenomXP", flag(tmp_path, "x.gwf")).simulation
