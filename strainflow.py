@@ -313,6 +313,14 @@ def _explain(message: str, keys: Sequence[str]) -> str:
             f"{number['key']}: got {number['value']!r}, a finite number was wanted, such as 0.001; "
             "give one, or leave it out"
         )
+    if message.startswith('"noise": Does not validate'):
+        why = re.search(r"FrameNoise': (.*?) Given value", message)
+        value = message.rpartition("Given value: ")[2]
+        got = why[1].replace('"', "") if why else f"got {value}"
+        return (
+            f"noise: {got}; wanted is gaussian, none, or frames of detectors: "
+            "{frames: [FILE, ...], channels: [one for each detector]}"
+        )
     section = re.match(r'"(?P<key>[\w.]+)": Importing (?P<value>\S+) is not allowed', message)
     if section:
         return (

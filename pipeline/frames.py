@@ -83,7 +83,7 @@ class Frames:
             within: Files that lie outside, by their names, are not opened.
 
         Raises:
-            InputError: None of the files that were opened has the channel.
+            InputError: None of all files has the channel.
             DamagedDataError: A file cannot be read.
         """
         opened = [
@@ -92,6 +92,9 @@ class Frames:
             if within is None or span is None or _overlap(span, within)
         ]
         found = [piece for path in opened for piece in pieces_of(path, channel)]
+        if opened and not found and within is not None:
+            self.pieces(channel)  # none at that time; or none at all, which this says
+            return []
         if opened and not found:
             there = sorted({name for path in opened for name in channels_of(path)})
             raise InputError(

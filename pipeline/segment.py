@@ -144,7 +144,7 @@ class Cutter:
         whole = replace(self.config.segment, generation_duration=self._duration)
         rise = start_taper(self.config.waveform, whole)
         taper = np.ones(self._band.stop - self._band.start)
-        taper[: len(rise)] = rise
+        taper[: len(rise)] = rise[: len(taper)]
         return taper
 
     def _filling(self, generator: np.random.Generator) -> Complex[Array, "frequency"]:

@@ -127,13 +127,14 @@ def test_a_data_set_records_the_frames_and_is_repaired_from_them(
 
 
 def test_frames_that_have_changed_are_refused(et_bbh, running_cluster, strain, tmp_path):
-    write_gwf(tmp_path / "x.gwf", strain, rate=RATE)
-    config = et_bbh("--waveform.approximant=IMRPhenomXP", flag(tmp_path, "x.gwf"))
+    short = strain[:, : 28 * RATE]
+    write_gwpy(tmp_path / "x.hdf5", short, rate=RATE)
+    config = et_bbh("--waveform.approximant=IMRPhenomXP", flag(tmp_path, "x.hdf5"))
     config = replace(config, cluster=running_cluster)
     simulate_dataset(config, tmp_path / "x.zarr")
     assert simulate_dataset(config, tmp_path / "x.zarr").simulated == 0
-    write_gwf(tmp_path / "x.gwf", 1.01 * strain, rate=RATE)
-    with pytest.raises(InputError, match=r"another configuration \(noise_frames.files.x.gwf"):
+    write_gwpy(tmp_path / "x.hdf5", 1.01 * short, rate=RATE)
+    with pytest.raises(InputError, match=r"another configuration \(noise_frames.files.x.hdf5"):
         simulate_dataset(config, tmp_path / "x.zarr")
 
 
@@ -169,6 +170,23 @@ def test_frames_that_cannot_serve_end_the_call_with_one_sentence(
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("noise", "sentence"),
+    [
+        ("pink", "noise: got pink; wanted is gaussian, none, or frames of detectors: {frames: "),
+        ("{frames: [a.gwf]}", "noise: the following arguments are required: channels; wanted is"),
+        ("{frames: a.gwf, channels: [E1:X]}", "noise: frames: Expected a tuple"),
+    ],
+)
+def test_noise_that_is_none_is_answered_in_one_sentence(noise, sentence, tmp_path, capsys):
+    call = ["simulate", "--config", RECIPE, "--events=2", "--out", str(tmp_path / "x.zarr")]
+    assert main([*call, "--noise", noise]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert "pipeline." not in said
 
 
 def test_too_short_frames_are_refused(et_bbh, strain, tmp_path):

@@ -118,6 +118,16 @@ def test_a_gap_between_files_is_refused(strain, tmp_path):
         frames.read("E1:STRAIN", Span(START + 4, START + 20))
 
 
+def test_a_file_that_one_detector_lacks_is_a_gap_of_its_channel(strain, tmp_path):
+    for number, channel in ((0, "E1:STRAIN"), (0, "E2:STRAIN"), (1, "E1:STRAIN")):
+        start, part = START + number * SECONDS, strain[:1, : SECONDS * RATE]
+        path = tmp_path / f"E-{channel[:2]}-{start}-{SECONDS}.gwf"
+        write_gwf(path, part, [channel], start=start)
+    frames = Frames.find([str(tmp_path / "*.gwf")])
+    with pytest.raises(InputError, match="E2:STRAIN is needed .* cover 1600000000 to 1600000008 "):
+        frames.read("E2:STRAIN", Span(START + 9, START + 10))
+
+
 def test_what_is_no_number_is_refused_with_its_time(strain, tmp_path):
     row = strain[0].copy()
     row[3 * RATE : 4 * RATE] = np.nan
