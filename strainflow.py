@@ -42,7 +42,10 @@ VERBS = {
     "bench compare": ("storage.commands:bench_compare", "measure other loaders beside ours"),
     "train": ("model.commands:train", "train a network on a data set, or go on training"),
     "sample": ("model.commands:sample", "draw posterior samples for events of a data set"),
-    "diagnose": ("model.commands:diagnose", "check posterior samples: P-P plot, widths, verdict"),
+    "diagnose": (
+        "model.commands:diagnose",
+        "check posterior samples: P-P, SBC, TARP, sky, verdict",
+    ),
 }
 
 # The extra that brings what a package needs.
