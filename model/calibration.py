@@ -1,12 +1,12 @@
 """Are posteriors calibrated? Ranks of the truth, and tests of whether they are uniform.
 
-If the posteriors are right, the truth is one more draw from each, so that its rank among the samples
-is uniform: in every parameter (P-P and SBC), and in the distance from a point that knows nothing of
-the truth (TARP). Here the ranks are made continuous by a random share, so that they are uniform
-exactly, however few samples there are.
+If the posteriors are right, the truth is one more draw from each, so that its rank among the
+samples is uniform: in every parameter (P-P and SBC), and in the distance from a point that knows
+nothing of the truth (TARP). Here the ranks are made continuous by a random share, so that they are
+uniform exactly, however few samples there are.
 
-TARP is written here, not taken from `sbi`: it is twenty lines, `sbi` brings 60 packages, and what it
-has knows neither weights nor angles. `docs/posteriors.md` says how the two were compared.
+TARP is written here, not taken from `sbi`: it is twenty lines, `sbi` brings many packages, and what
+it has knows neither weights nor angles. `docs/posteriors.md` says how the two were compared.
 
 Source: arXiv:1804.06788 (SBC); arXiv:2302.03026 (TARP); arXiv:0804.1561 and arXiv:1409.7215 section
 VI (P-P plots of credible levels); arXiv:1808.09011 (one p-value from dependent ones).
@@ -67,7 +67,7 @@ def truth_ranks(
     equal = posterior.weights @ (values == truth)
     count = posterior.effective
     ranks = (count * (below + shares * equal) + shares) / (count + 1)
-    return np.clip(ranks, 0.0, 1.0)
+    return np.asarray(np.clip(ranks, 0.0, 1.0))
 
 
 def tarp_rank(
@@ -86,8 +86,8 @@ def tarp_rank(
         reference: A point that does not depend on the truth.
         share: A random number in [0, 1).
         periodic: Which parameters are the same at 0 and 1; none by default.
-        scales: What a distance is measured in, in each parameter; may depend on the samples, but not
-            on the truth. 1 by default.
+        scales: What a distance is measured in, in each parameter; may depend on the samples, but
+            not on the truth. 1 by default.
 
     Source: arXiv:2302.03026, algorithm 2.
     """

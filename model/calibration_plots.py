@@ -56,7 +56,7 @@ def plot_sbc(
     p_values: Sequence[float],
     path: Path,
 ) -> Path:
-    """Draw histograms of the truth's ranks: flat if right, a hill if too wide, a bowl if too narrow.
+    """Draw histograms of the truth's ranks: flat if right, a hill if too wide, a bowl if narrow.
 
     Args:
         ranks: Share of an event's samples below its truth.
@@ -72,7 +72,10 @@ def plot_sbc(
     for axes, name, column, p_value in zip(grid, names, ranks.T, p_values, strict=False):
         counts = rank_counts(column)
         for band in BANDS:
-            low, high = binom.ppf((0.5 - band / 2, 0.5 + band / 2), events, 1 / len(counts))
+            low, high = (
+                binom.ppf(edge, events, 1 / len(counts))
+                for edge in (0.5 - band / 2, 0.5 + band / 2)
+            )
             axes.axhspan(low, high, color=GREY, alpha=0.16, linewidth=0)
         axes.axhline(events / len(counts), color="black", linewidth=0.8)
         axes.stairs(counts, np.linspace(0, 1, len(counts) + 1), color=BLUE, linewidth=1.6)

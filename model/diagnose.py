@@ -1,4 +1,4 @@
-"""Are these posteriors right? Ranks, coverage, widths, sky, what reweighting changed, and a verdict.
+"""Are these posteriors right? Ranks, coverage, widths, sky, reweighting, and a verdict.
 
 Each file is read once, and what is kept of it does not depend on the number of samples.
 """
@@ -56,7 +56,9 @@ def diagnose(
             "sample more"
         )
     first: Posterior | None = None
-    events, moments, drawn = [], [], []
+    events: list[EventCheck] = []
+    moments: list[Moments] = []
+    drawn: list[Path] = []
     with progress_bar(len(files), "event") as bar:
         for path in files:
             posterior = read_posterior(path)
@@ -108,8 +110,8 @@ def _reweighted(path: Path, posterior: Posterior) -> Posterior | None:
     exact = read_posterior(below)
     if exact.exact is None or not _alike(exact, posterior):
         raise InputError(
-            f"{below}: was made from other samples than those of {path}; reweight again, or move it "
-            "away"
+            f"{below}: was made from other samples than those of {path}; reweight again, or "
+            "move it away"
         )
     return exact
 

@@ -1,4 +1,4 @@
-"""What is looked at in one posterior: where the truth lies in it, how wide it is, what reweighting did."""
+"""One posterior: where the truth lies in it, how wide it is, what reweighting changed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -115,8 +115,8 @@ def check_event(
         tarp_rank=_tarp(weighted, truth, cube, draw),
         outside=tuple(name for name, out in zip(names, beyond, strict=True) if out),
         widths=dict(zip(names, widths, strict=True)),
-        sky_area=sky and sky.area,
-        sky_modes=sky and sky.modes,
+        sky_area=None if sky is None else sky.area,
+        sky_modes=None if sky is None else sky.modes,
         reweighted=None if exact is None else _reweighted(exact, cube),
     )
     deviation = np.sqrt(weights @ (samples - mean) ** 2)
@@ -133,7 +133,7 @@ def weighted_samples(posterior: Posterior) -> Weighted:
     weights = np.ones(count) if posterior.exact is None else posterior.exact.weights
     if not weights.sum() > 0:
         raise InputError(
-            f"{posterior.label}: has no samples of positive weight; sample it again, or leave it out"
+            f"{posterior.label}: has no samples of positive weight; sample it again or leave it out"
         )
     return Weighted(posterior.samples, weights / weights.sum())
 

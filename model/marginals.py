@@ -1,6 +1,7 @@
 """One parameter of one posterior: how wide it is, and how far from another one."""
 
 import math
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -61,10 +62,10 @@ def jensen_shannon(
     if not high > low:
         return 0.0
     cell = np.minimum(((samples - low) / (high - low) * CELLS).astype(np.int64), CELLS - 1)
-    before = np.bincount(cell, minlength=CELLS) / len(samples)
-    after = np.bincount(cell, weights, minlength=CELLS)
+    equal = np.full(len(samples), 1 / len(samples))
+    before, after = (np.bincount(cell, w, minlength=CELLS) for w in (equal, weights))
     width = CELLS * _bandwidth(samples, weights) / (high - low)
-    mode = "wrap" if period else "reflect"
+    mode: Literal["wrap", "reflect"] = "wrap" if period else "reflect"
     before, after = (gaussian_filter1d(d, width, mode=mode, truncate=5) for d in (before, after))
     middle = (before + after) / 2
     return float((_divergence(before, middle) + _divergence(after, middle)) / 2)
@@ -77,7 +78,7 @@ def _bandwidth(samples: Float[Array, "sample"], weights: Float[Array, "sample"])
     low, high = samples[order][np.searchsorted(below, (0.25, 0.75)).clip(max=len(samples) - 1)]
     mean = weights @ samples
     deviation = math.sqrt(max(weights @ (samples - mean) ** 2, 0.0))
-    width = min(deviation, (high - low) / 1.34) or deviation
+    width = min(deviation, float(high - low) / 1.34) or deviation
     bandwidth = 0.9 * width * float((weights**2).sum()) ** 0.2
     return min(bandwidth, LARGEST_BANDWIDTH * float(np.ptp(samples)))
 

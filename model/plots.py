@@ -4,12 +4,15 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import corner
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from storage.arrays import Array
 from storage.results import Posterior
@@ -50,6 +53,7 @@ BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#8a8f98"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 STYLES = ("-", (0, (5, 1.5)), (0, (1, 1.2)))
 DOTS_PER_INCH = 150
+ROOM_FOR_A_MAP = 6  # parameters, from which on a corner plot leaves room
 
 
 def symbol(name: str) -> str:
@@ -118,6 +122,10 @@ def plot_corner(posterior: Posterior, path: Path) -> Path:
     if exact := posterior.exact:
         text += f"\nreweighted in blue: {exact.effective_samples:,.0f} effective\nbefore in grey"
     figure.text(0.97, 0.97, text, ha="right", va="top", fontsize=12, linespacing=1.5)
+    if {"ra", "dec"} <= set(names) and len(names) >= ROOM_FOR_A_MAP:
+        from model.sky_map import draw_sky
+
+        draw_sky(figure.add_axes((0.6, 0.7, 0.24, 0.24), projection="mollweide"), posterior)
     return save(figure, path)
 
 
@@ -159,6 +167,8 @@ def _corner(
     weights: Float[Array, "sample"] | None,
     colour: str,
 ) -> None:
+    effective = len(samples) if weights is None else weights.sum() ** 2 / (weights**2).sum()
+    bins = int(np.clip(1.5 * effective ** (1 / 3), 15, 40))
     density = {"density": True}  # so that weighted ones are as high as those before
     corner.corner(
         samples,
@@ -168,7 +178,7 @@ def _corner(
         truth_color=ORANGE,
         color=colour,
         weights=weights,
-        bins=40,
+        bins=bins,
         smooth=1.0,
         smooth1d=1.0,
         hist_kwargs=density if weights is not None or colour == GREY else None,
@@ -193,6 +203,15 @@ def _median_and_width(
     )
     digits = max(0, 1 - math.floor(math.log10(max(high - low, 1e-12))))
     return f"${middle:.{digits}f}^{{+{high - middle:.{digits}f}}}_{{-{middle - low:.{digits}f}}}$"
+
+
+def plain_log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic, with numbers that are written out: 20 instead of 2 x 10^1."""
+    axes.set(**{f"{which}scale": "log"})
+    axis: Axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def page(width: float, height: float) -> tuple[Figure, Axes]:

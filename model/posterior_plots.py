@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from model.cube import PriorCube
 from model.event_check import EventCheck
 from model.findings import LOW_EFFICIENCY
-from model.plots import BLUE, GREY, ORANGE, label, save, symbol
+from model.plots import BLUE, GREY, ORANGE, label, plain_log_axis, save, symbol
 from storage.arrays import Array
 
 SNR, MASS = "network SNR", label("chirp_mass")
@@ -71,7 +71,7 @@ def _width_panel(
     axes.scatter(x, widths, s=7, color=GREY, alpha=0.45, linewidth=0)
     middles, medians = _running_median(x, widths)
     if text == SNR:
-        axes.set_xscale("log")
+        plain_log_axis(axes, "x")
         scale = np.median(x) * np.median(widths)
         ends = np.array([x.min(), x.max()])
         axes.plot(ends, scale / ends, color=ORANGE, linewidth=1.2, linestyle=(0, (5, 2)))
@@ -79,7 +79,7 @@ def _width_panel(
         axes.axhline(prior, color="black", linewidth=0.9, linestyle=":")
     axes.plot(middles, medians, color=BLUE, linewidth=2)
     if (widths > 0).all():
-        axes.set_yscale("log")
+        plain_log_axis(axes, "y")
         low, high = widths.min(), max(widths.max(), prior or 0.0)
         axes.set_ylim(low / 1.3, high * 1.3)
     axes.set_xlabel(text)
@@ -114,14 +114,14 @@ def plot_sky(events: Sequence[EventCheck], path: Path) -> Path | None:
     if np.isfinite(snr).all():
         left.scatter(snr, areas, s=9, color=GREY, alpha=0.6, linewidth=0)
         left.plot(*_running_median(snr, areas), color=BLUE, linewidth=2, label="running median")
-        left.set_xscale("log")
-        left.set_yscale("log")
+        plain_log_axis(left, "x")
+        plain_log_axis(left, "y")
         left.set_xlabel(SNR)
         left.set_ylabel(r"90 % credible region [deg$^2$]")
         left.legend(frameon=False)
     else:
         left.ecdf(areas, color=BLUE, linewidth=2)
-        left.set_xscale("log")
+        plain_log_axis(left, "x")
         left.set_xlabel(r"90 % credible region [deg$^2$]")
         left.set_ylabel("share of events")
     left.set_title(rf"median {np.median(areas):.3g} deg$^2$", fontsize=11)
@@ -182,7 +182,7 @@ def plot_jsd(events: Sequence[EventCheck], names: Sequence[str], path: Path) -> 
 
 def _efficiencies(axes: Axes, shares: Float[Array, "event"]) -> None:
     edges = np.geomspace(min(shares.min(), 0.003) / 1.1, 1.0, 25)
-    axes.hist(shares, edges, color=BLUE, alpha=0.8)
+    axes.hist(shares, edges.tolist(), color=BLUE, alpha=0.8)
     axes.axvline(LOW_EFFICIENCY, color=ORANGE, linewidth=1.2, linestyle=(0, (5, 2)))
     axes.set_xscale("log")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))

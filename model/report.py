@@ -1,4 +1,4 @@
-"""One page of everything that `strainflow diagnose` found: a PNG and an HTML file that needs nothing."""
+"""One page of all that `strainflow diagnose` found, as PNG and as HTML that needs nothing else."""
 
 import base64
 import html
@@ -59,8 +59,8 @@ def _draw(diagnosis: Diagnosis, cube: PriorCube, folder: Path) -> list[Path]:
     tarp = np.array([event.tarp_rank for event in events])
     drawn = [
         plot_pp(ranks, names, [c.p_value for c in diagnosis.checks], folder / "pp.png"),
-        plot_sbc(ranks, names, [c.sbc_p_value for c in diagnosis.checks], folder / "sbc.png"),
         plot_tarp(tarp, diagnosis.tarp_p_value, folder / "tarp.png"),
+        plot_sbc(ranks, names, [c.sbc_p_value for c in diagnosis.checks], folder / "sbc.png"),
         plot_widths(events, names, cube, folder / "widths.png"),
         plot_sky(events, folder / "sky.png"),
         plot_jsd(events, names, folder / "jsd.png"),
@@ -92,14 +92,14 @@ def _write_overview(diagnosis: Diagnosis, pictures: Sequence[Path], path: Path) 
 
 
 def _is_narrow(image: Image.Image) -> bool:
-    return image.width < 1.6 * image.height
+    return 0.9 < image.width / image.height < 1.6
 
 
 def _strip(row: Sequence[Image.Image]) -> Image.Image:
     """One row of the page, as high as makes it fill the width; nothing is enlarged much."""
     room = PAGE - MARGIN * (len(row) + 1)
     height = int(room / sum(image.width / image.height for image in row))
-    height = min(height, 1400, int(1.3 * max(image.height for image in row)))
+    height = min(height, PAGE, int(1.3 * max(image.height for image in row)))
     images = [
         image.resize((round(image.width * height / image.height), height), Image.Resampling.LANCZOS)
         for image in row

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,33 @@ class Posterior:
         marks = (np.arange(count) + offset) / count * shares[-1]
         rows = np.searchsorted(shares, marks, "right").clip(max=len(shares) - 1)
         return np.asarray(rows, np.int64)
+
+    def to_frame(self) -> Any:  # noqa: ANN401  # a pandas.DataFrame, which may not be installed
+        """All samples as a pandas frame, a column a parameter, and `log_prob`.
+
+        After reweighting also `log_likelihood`, `log_prior` and `weights`; the rows are then not
+        of equal weight, those of `equally_weighted` are.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        from storage.interchange import to_frame
+
+        return to_frame(self)
+
+    def to_bilby(self, derived: bool = False) -> Any:  # noqa: ANN401  # nor bilby
+        """A `bilby.result.Result` of equally weighted samples, as bilby reads it from our file.
+
+        Args:
+            derived: With component masses, redshift, effective spins and all else that
+                `bilby.gw.conversion.generate_all_bbh_parameters` makes of the samples.
+
+        Raises:
+            InputError: bilby is not installed.
+        """
+        from storage.interchange import to_bilby
+
+        return to_bilby(self, derived)
 
 
 def result_path(folder: Path, event: int) -> Path:
@@ -255,6 +282,19 @@ def result_files(folder: str | Path) -> list[Path]:
             "`strainflow sample` made"
         )
     return files
+
+
+def read_results(folder: str | Path) -> Iterator[Posterior]:
+    """Read the posteriors in a folder, one at a time, by event.
+
+    Args:
+        folder: Of `strainflow sample`, or `strainflow reweight`.
+
+    Raises:
+        InputError: There are none.
+        DamagedDataError: A file is damaged.
+    """
+    return map(read_posterior, result_files(folder))
 
 
 def parse_range(text: str, events: int) -> range:
