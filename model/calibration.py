@@ -144,7 +144,8 @@ class Calibration:
     Attributes:
         ks: Of the ranks in each parameter, Kolmogorov-Smirnov (the P-P test).
         chi_square: Of the histogram of ranks in each parameter (SBC).
-        tarp: Of the coverage of all parameters together (TARP), Kolmogorov-Smirnov.
+        tarp: Of the coverage of all parameters together (TARP), both tests. A wrong correlation
+            makes it too narrow from some points and too wide from others: chi-square sees that.
     """
 
     ks: tuple[float, ...]
@@ -177,5 +178,5 @@ def calibration(
     return Calibration(
         ks=tuple(ks_p_value(column) for column in ranks.T),
         chi_square=tuple(chi_square_p_value(column) for column in ranks.T),
-        tarp=ks_p_value(tarp_ranks),
+        tarp=combine((ks_p_value(tarp_ranks), chi_square_p_value(tarp_ranks))),
     )

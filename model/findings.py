@@ -86,7 +86,7 @@ class Diagnosis:
         level: What the combined p-value must not fall below.
         pp_p_value: Of the ranks in all parameters, Kolmogorov-Smirnov.
         sbc_p_value: Of their histograms, chi-square.
-        tarp_p_value: Of the coverage of all parameters together.
+        tarp_p_value: Of the coverage of all parameters together, both tests.
         checks: One a parameter.
         sky: None where the sky position is not inferred.
         reweighting: None where there was none.

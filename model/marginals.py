@@ -56,10 +56,11 @@ def jensen_shannon(
 
     Source: J. Lin, IEEE Trans. Inf. Theory 37 (1991) 145, equation 4.1, with natural logarithms.
     """
-    low, high = samples.min(), samples.max()
-    if period:
-        low, high = math.floor(low / period) * period, math.floor(low / period) * period + period
-    if not high > low:
+    if period:  # cut it where it is emptiest: opposite to the mean direction
+        mean = np.angle(np.exp(2j * np.pi / period * samples).mean()) * period / (2 * np.pi)
+        samples = (samples - mean + period / 2) % period
+    low, high = (0.0, period) if period else (samples.min(), samples.max())
+    if not samples.max() > samples.min():
         return 0.0
     cell = np.minimum(((samples - low) / (high - low) * CELLS).astype(np.int64), CELLS - 1)
     equal = np.full(len(samples), 1 / len(samples))
@@ -80,7 +81,7 @@ def _bandwidth(samples: Float[Array, "sample"], weights: Float[Array, "sample"])
     deviation = math.sqrt(max(weights @ (samples - mean) ** 2, 0.0))
     width = min(deviation, float(high - low) / 1.34) or deviation
     bandwidth = 0.9 * width * float((weights**2).sum()) ** 0.2
-    return min(bandwidth, LARGEST_BANDWIDTH * float(np.ptp(samples)))
+    return float(min(bandwidth, LARGEST_BANDWIDTH * np.ptp(samples)))
 
 
 def _divergence(one: Float[Array, "cell"], other: Float[Array, "cell"]) -> float:

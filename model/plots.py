@@ -107,19 +107,23 @@ def plot_corner(posterior: Posterior, path: Path) -> Path:
     size = max(6.5, (2.3 if len(names) < 8 else 1.8) * len(names))
     figure = Figure(figsize=(size, size))
     ranges = [_range(column, truth) for column, truth in zip(samples.T, truths, strict=True)]
-    weights = None if posterior.exact is None else posterior.exact.weights
+    # Of sum 1 both, so that reweighted histograms are as high as those before.
+    equal = np.full(len(samples), 1 / len(samples))
+    exact = posterior.exact
+    weights = equal if exact is None else exact.weights / exact.weights.sum()
+    bins = int(np.clip(1.5 * (weights**2).sum() ** (-1 / 3), 15, 40))  # of effective samples
     with warnings.catch_warnings():  # of contours in marginals that are too narrow for any
         warnings.simplefilter("ignore")
-        if weights is not None:
-            _corner(figure, samples, labels, truths, ranges, None, GREY)
-        _corner(figure, samples, labels, truths, ranges, weights, BLUE)
+        if exact is not None:
+            _corner(figure, samples, labels, truths, ranges, equal, bins, GREY)
+        _corner(figure, samples, labels, truths, ranges, weights, bins, BLUE)
     for number, column in enumerate(samples.T):
         axes = figure.axes[number * (len(names) + 1)]
         title = f"{symbol(names[number])} = {_median_and_width(column, weights)}"
         axes.set_title(title, fontsize=11)
     snr = "" if posterior.optimal_snr is None else f"\nnetwork SNR {posterior.optimal_snr:.0f}"
     text = f"event {posterior.event}{snr}\n{len(samples):,} samples\ntruth in orange"
-    if exact := posterior.exact:
+    if exact is not None:
         text += f"\nreweighted in blue: {exact.effective_samples:,.0f} effective\nbefore in grey"
     figure.text(0.97, 0.97, text, ha="right", va="top", fontsize=12, linespacing=1.5)
     if {"ra", "dec"} <= set(names) and len(names) >= ROOM_FOR_A_MAP:
@@ -164,12 +168,10 @@ def _corner(
     labels: list[str],
     truths: list[float | None],
     ranges: list[tuple[float, float]],
-    weights: Float[Array, "sample"] | None,
+    weights: Float[Array, "sample"],
+    bins: int,
     colour: str,
 ) -> None:
-    effective = len(samples) if weights is None else weights.sum() ** 2 / (weights**2).sum()
-    bins = int(np.clip(1.5 * effective ** (1 / 3), 15, 40))
-    density = {"density": True}  # so that weighted ones are as high as those before
     corner.corner(
         samples,
         fig=figure,
@@ -181,7 +183,6 @@ def _corner(
         bins=bins,
         smooth=1.0,
         smooth1d=1.0,
-        hist_kwargs=density if weights is not None or colour == GREY else None,
         levels=(0.5, 0.9),
         quantiles=() if colour == GREY else (0.05, 0.95),
         label_kwargs={"fontsize": 12},
@@ -194,9 +195,7 @@ def _corner(
     )
 
 
-def _median_and_width(
-    samples: Float[Array, "sample"], weights: Float[Array, "sample"] | None = None
-) -> str:
+def _median_and_width(samples: Float[Array, "sample"], weights: Float[Array, "sample"]) -> str:
     """Median and 90 % interval, with two digits of the interval."""
     low, middle, high = np.quantile(
         samples, (0.05, 0.5, 0.95), weights=weights, method="inverted_cdf"

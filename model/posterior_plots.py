@@ -152,7 +152,7 @@ def plot_jsd(events: Sequence[EventCheck], names: Sequence[str], path: Path) -> 
     found = [event.reweighted for event in events if event.reweighted]
     if not found:
         return None
-    figure = Figure(figsize=(10.5, max(4.2, 0.34 * len(names) + 1.6)), layout="constrained")
+    figure = Figure(figsize=(12, max(4.2, 0.34 * len(names) + 1.6)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     divergences = [[max(f.divergences[name], 1e-6) for f in found] for name in reversed(names)]
     left.boxplot(

@@ -12,6 +12,11 @@ from storage import results
 from storage.errors import InputError
 
 EXTRA = "results"
+# What bilby fills in, or derives from it, where nothing says which waveform it was.
+GUESSED = [
+    *("waveform_approximant", "reference_frequency", "minimum_frequency", "iota"),
+    *("spin_1x", "spin_1y", "spin_2x", "spin_2y", "phi_1", "phi_2"),
+]
 
 
 def to_frame(posterior: "results.Posterior") -> Any:  # noqa: ANN401  # pandas may not be there
@@ -41,7 +46,8 @@ def to_bilby(posterior: "results.Posterior", derived: bool) -> Any:  # noqa: ANN
             name: value for name, value in posterior.truth.items() if name in _fixed(posterior)
         }
         samples = result.posterior.assign(**fixed)
-        result.posterior = conversion.generate_all_bbh_parameters(samples)
+        everything = conversion.generate_all_bbh_parameters(samples)
+        result.posterior = everything.drop(columns=GUESSED, errors="ignore")
     return result
 
 

@@ -17,6 +17,7 @@ from storage.errors import DamagedDataError, InputError
 from storage.files import write_atomically
 
 SUFFIX = "_result.json"
+VERSION = "strainflow, in the form of bilby=2"  # PESummary looks for the word bilby
 LOG_PROB = "log_prob"
 LOG_LIKELIHOOD, LOG_PRIOR, WEIGHTS = "log_likelihood", "log_prior", "weights"
 REWEIGHTED = "reweighted"  # the folder below that of the samples
@@ -157,6 +158,7 @@ def write_posterior(folder: Path, posterior: Posterior) -> Path:
         "label": posterior.label,
         "outdir": ".",
         "sampler": "strainflow",
+        "version": VERSION,
         "search_parameter_keys": list(posterior.names),
         "fixed_parameter_keys": [n for n in posterior.priors if n not in posterior.names],
         "constraint_parameter_keys": [],
