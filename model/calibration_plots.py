@@ -96,7 +96,7 @@ def plot_tarp(ranks: Float[Array, "event"], p_value: float, path: Path) -> Path:
 
     Args:
         ranks: Of the truth's distance from a random point among those of the samples.
-        p_value: Of their Kolmogorov-Smirnov test.
+        p_value: That they are uniform.
         path: Where to.
     """
     figure, axes = page(6, 6)

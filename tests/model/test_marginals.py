@@ -59,7 +59,7 @@ def test_weights_that_leave_another_mode_diverge_by_a_known_amount():
     """Half the probability in each mode before, all in one after: 0.216 nats."""
     samples = np.r_[np.linspace(0, 1, 5000), np.linspace(9, 10, 5000)]
     weights = np.r_[np.zeros(5000), even(5000)]
-    expected = (np.log(2 / 3) + np.log(4 / 3)) / 2  # of p = (1/2, 1/2) and q = (0, 1)
+    # Of p = (1/2, 1/2) and q = (0, 1), whose middle is (1/4, 3/4).
     expected = (0.5 * np.log(2) + 0.5 * np.log(2 / 3) + np.log(4 / 3)) / 2
     assert jensen_shannon(samples, weights) == pytest.approx(expected, rel=0.01)
 
