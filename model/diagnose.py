@@ -4,7 +4,7 @@ Each file is read once, and what is kept of it does not depend on the number of 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +47,35 @@ def diagnose(
     """
     if corners < 0:
         raise InputError(f"corners: got {corners}, must not be negative")
+    drawn: list[Path] = []
+
+    def draw(posterior: Posterior) -> None:
+        if len(drawn) < corners:
+            path = Path(out) / f"corner_{posterior.event:09d}.png"
+            drawn.append(plot_corner(posterior, path))
+
+    diagnosis, cube = judge(results, level, draw)
+    pictures, page = write_report(diagnosis, cube, drawn, Path(out))
+    return replace(diagnosis, pictures=tuple(map(str, pictures)), page=str(page))
+
+
+def judge(
+    results: str | Path, level: float = 0.05, look: Callable[[Posterior], object] | None = None
+) -> tuple[Diagnosis, PriorCube]:
+    """Check the posteriors in a folder, without pictures.
+
+    Args:
+        results: As for `diagnose`.
+        level: As for `diagnose`.
+        look: Is shown each posterior while it is in memory.
+
+    Returns:
+        The verdict, and the priors of the run.
+
+    Raises:
+        InputError: As for `diagnose`.
+        DamagedDataError: A file is damaged.
+    """
     if not 0 < level < 1:
         raise InputError(f"level: got {level:g}, must lie in (0, 1)")
     files = result_files(results)
@@ -58,7 +87,6 @@ def diagnose(
     first: Posterior | None = None
     events: list[EventCheck] = []
     moments: list[Moments] = []
-    drawn: list[Path] = []
     with progress_bar(len(files), "event") as bar:
         for path in files:
             posterior = read_posterior(path)
@@ -69,13 +97,11 @@ def diagnose(
             event, moment = check_event(posterior, cube, _reweighted(path, posterior))
             events.append(event)
             moments.append(moment)
-            if len(drawn) < corners:
-                drawn.append(plot_corner(posterior, Path(out) / f"corner_{event.event:09d}.png"))
+            if look is not None:
+                look(posterior)
             bar.update()
-    assert first is not None
-    diagnosis = _conclude(first, events, moments, level)
-    pictures, page = write_report(diagnosis, cube, drawn, Path(out))
-    return replace(diagnosis, pictures=tuple(map(str, pictures)), page=str(page))
+    assert first is not None  # there are files
+    return _conclude(first, events, moments, level), cube
 
 
 def _without_samples(posterior: Posterior) -> Posterior:

@@ -86,7 +86,7 @@ def _write_overview(diagnosis: Diagnosis, pictures: Sequence[Path], path: Path) 
         page.paste(strip, (0, top))
         top += strip.height + MARGIN
     content = BytesIO()
-    page.save(content, "PNG", optimize=True)
+    page.save(content, "PNG")
     write_atomically(path, content.getvalue())
     return path
 

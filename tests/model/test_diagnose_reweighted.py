@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.diagnose import diagnose
+from model.diagnose import diagnose, judge
 from storage.errors import InputError
 from storage.results import Exact, Posterior, write_posterior
 from strainflow import main
@@ -76,15 +76,15 @@ def test_the_sky_and_the_widths_are_reported_and_drawn(plain, tmp_path):
 
 def test_reweighted_posteriors_are_judged_with_their_weights(tmp_path):
     """Weights that move the mass by half a sigma make right posteriors wrong."""
-    right = list(events_on_the_sky(events=150, samples=300, spread=0.1))
+    right = list(events_on_the_sky(events=150, samples=150, spread=0.1))
     moved = []
     for posterior in right:
         mass = posterior.samples[:, 0]
         weights = np.exp(0.5 * (mass - mass.mean()) / mass.std())
         exact = replace(posterior.exact, weights=weights / weights.mean())
         moved.append(replace(posterior, exact=exact))
-    good = diagnose(write_all(tmp_path / "good", right), tmp_path / "out", corners=0)
-    bad = diagnose(write_all(tmp_path / "bad", moved), tmp_path / "out2", corners=1)
+    good, _ = judge(write_all(tmp_path / "good", right))
+    bad, _ = judge(write_all(tmp_path / "bad", moved))
     assert good.weighted
     assert good.checks[0].p_value > 0.01
     assert bad.checks[0].p_value < 1e-4
@@ -102,15 +102,15 @@ def test_what_reweighting_changed_is_told_from_the_folder_below(plain, tmp_path,
     broken = replace(reweighted[5].exact, weights=heavy)
     reweighted[5] = replace(reweighted[5], exact=broken)
     write_all(folder / "reweighted", reweighted)
-    before = diagnose(plain, tmp_path / "before", corners=0)
-    after = diagnose(folder, tmp_path / "out", corners=0)
+    before, _ = judge(plain)
+    after, _ = judge(folder)
     assert after.combined_p_value == before.combined_p_value
     assert not after.weighted
     assert after.reweighting.events == 30
     assert after.reweighting.low == ("event_000000005",)
     assert after.reweighting.median_efficiency == pytest.approx(np.exp(-1), rel=0.2)
-    assert (tmp_path / "out" / "jsd.png").is_file()
     main(["diagnose", str(folder), "--out", str(tmp_path / "out"), "--corners", "0"])
+    assert (tmp_path / "out" / "jsd.png").is_file()
     assert "efficiency below 1 %: event_000000005\n" in capsys.readouterr().out
 
 
@@ -118,7 +118,7 @@ def test_weights_of_other_samples_are_refused(tmp_path):
     folder = write_all(tmp_path / "r", events_on_the_sky())
     write_all(folder / "reweighted", events_on_the_sky(seed=1, spread=1.0))
     with pytest.raises(InputError, match="was made from other samples"):
-        diagnose(folder, tmp_path / "out")
+        judge(folder)
 
 
 def test_samples_without_any_weight_are_named(tmp_path):
@@ -130,26 +130,26 @@ def test_samples_without_any_weight_are_named(tmp_path):
     end = content.index("]", at)
     path.write_text(content[:at] + ", ".join(["0.0"] * 400) + content[end:])
     with pytest.raises(InputError, match="event_000000003: has no samples of positive weight"):
-        diagnose(folder, tmp_path / "out", corners=0)
+        judge(folder)
 
 
 def test_a_folder_of_both_kinds_is_refused(tmp_path):
     folder = write_all(tmp_path / "r", events_on_the_sky())
     write_all(folder, list(events_on_the_sky(spread=1.0))[:1])
     with pytest.raises(InputError, match="one is reweighted and the other is not"):
-        diagnose(folder, tmp_path / "out")
+        judge(folder)
 
 
 def test_a_truth_beyond_all_samples_is_counted(tmp_path):
     posteriors = list(events_on_the_sky())
     truth = {**posteriors[0].truth, "chirp_mass": 1e4}
     posteriors[0] = replace(posteriors[0], truth=truth)
-    found = diagnose(write_all(tmp_path / "r", posteriors), tmp_path / "out", corners=0)
+    found, _ = judge(write_all(tmp_path / "r", posteriors))
     assert "chirp_mass" in found.per_event[0].outside
     assert found.checks[0].outside >= 1 / 30
 
 
-def test_a_verdict_does_not_change_from_call_to_call(plain, tmp_path):
-    one, other = (diagnose(plain, tmp_path / out, corners=0) for out in ("a", "b"))
+def test_a_verdict_does_not_change_from_call_to_call(plain):
+    (one, _), (other, _) = judge(plain), judge(plain)
     assert one.combined_p_value == other.combined_p_value
     assert one.per_event == other.per_event
