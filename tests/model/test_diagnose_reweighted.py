@@ -87,7 +87,7 @@ def test_reweighted_posteriors_are_judged_with_their_weights(tmp_path):
     bad, _ = judge(write_all(tmp_path / "bad", moved))
     assert good.weighted
     assert good.checks[0].p_value > 0.01
-    assert bad.checks[0].p_value < 1e-4
+    assert bad.checks[0].p_value < 1e-3
     assert not bad.calibrated
     assert bad.checks[0].bias > good.checks[0].bias + 0.3
     assert bad.checks[0].jsd > 0.02 > bad.checks[1].jsd
