@@ -133,8 +133,8 @@ def _reweighted(path: Path, posterior: Posterior) -> Posterior | None:
     below = path.parent / REWEIGHTED / path.name
     if not below.is_file():
         return None
-    exact = read_posterior(below)
-    if exact.exact is None or not _alike(exact, posterior):
+    exact = _of_parameters(read_posterior(below), posterior.names)
+    if exact is None or exact.exact is None or not np.array_equal(exact.samples, posterior.samples):
         raise InputError(
             f"{below}: was made from other samples than those of {path}; reweight again, or "
             "move it away"
@@ -142,8 +142,15 @@ def _reweighted(path: Path, posterior: Posterior) -> Posterior | None:
     return exact
 
 
-def _alike(one: Posterior, other: Posterior) -> bool:
-    return one.names == other.names and np.array_equal(one.samples, other.samples)
+def _of_parameters(posterior: Posterior, names: tuple[str, ...]) -> Posterior | None:
+    """Its columns of these names; None where it lacks one.
+
+    Reweighting may add one: a phase that the network did not infer.
+    """
+    if not set(names) <= set(posterior.names):
+        return None
+    columns = [posterior.names.index(name) for name in names]
+    return replace(posterior, names=names, samples=posterior.samples[:, columns])
 
 
 def _conclude(

@@ -114,6 +114,19 @@ def test_what_reweighting_changed_is_told_from_the_folder_below(plain, tmp_path,
     assert "efficiency below 1 %: event_000000005\n" in capsys.readouterr().out
 
 
+def test_a_phase_that_reweighting_added_is_no_other_sample(tmp_path):
+    folder = write_all(tmp_path / "r", events_on_the_sky())
+    with_phase = [
+        replace(one, names=("phase", *one.names), samples=np.c_[np.zeros(400), one.samples])
+        for one in events_on_the_sky(spread=1.0)
+    ]
+    write_all(folder / "reweighted", with_phase)
+    found, _ = judge(folder)
+    assert found.reweighting.events == 30
+    assert [check.name for check in found.checks] == list(PARAMETERS)
+    assert all(check.jsd is not None for check in found.checks)
+
+
 def test_weights_of_other_samples_are_refused(tmp_path):
     folder = write_all(tmp_path / "r", events_on_the_sky())
     write_all(folder / "reweighted", events_on_the_sky(seed=1, spread=1.0))
