@@ -46,7 +46,10 @@ VERBS = {
     "train": ("model.commands:train", "train a network on a data set, or go on training"),
     "sample": ("model.commands:sample", "draw posterior samples for events of a data set"),
     "reweight": ("pipeline.commands:reweight", "give posterior samples their exact likelihoods"),
-    "diagnose": ("model.commands:diagnose", "check posterior samples: P-P plot, widths, verdict"),
+    "diagnose": (
+        "model.commands:diagnose",
+        "check posterior samples: P-P, SBC, TARP, sky, verdict",
+    ),
 }
 
 # The extra that brings what a package needs.

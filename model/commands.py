@@ -148,14 +148,14 @@ def diagnose(
     """Check posterior samples against the truth; exit code 1 if they are not calibrated.
 
     Args:
-        results: Folder of the posterior files.
-        out: Folder of the pictures.
-        level: Of the test: good posteriors fail it with this probability.
+        results: Folder of the posterior files, before or after reweighting.
+        out: Folder of the pictures and of the page that shows all.
+        level: Of the verdict: good posteriors fail it with this probability.
         corners: How many corner plots to draw.
         json: Print the verdict as JSON.
     """
     from model.diagnose import diagnose as check
-    from model.diagnose import summary
+    from model.findings import summary
 
     diagnosis = check(results, out, level, corners)
     print(json_format.dumps(asdict(diagnosis)) if json else summary(diagnosis))

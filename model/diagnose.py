@@ -1,65 +1,33 @@
-"""Are these posteriors right? P-P test, widths, pictures and a verdict.
+"""Are these posteriors right? Ranks, coverage, widths, sky, reweighting, and a verdict.
 
-Not covered yet: SBC, TARP, sky modes, reweighted samples.
-
-Source: arXiv:0804.1561 and arXiv:1409.7215 section VI (P-P plots of credible levels);
-arXiv:1808.09011 (one p-value from dependent ones).
+Each file is read once, and what is kept of it does not depend on the number of samples.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
-from scipy.stats import cauchy, kstest
 
-from model.plots import plot_corner, plot_pp
-from storage.arrays import Array
+from model.calibration import Calibration, calibration
+from model.cube import PriorCube
+from model.event_check import EventCheck, Moments, check_event
+from model.findings import (
+    LOW_EFFICIENCY,
+    Diagnosis,
+    ParameterCheck,
+    ReweightingCheck,
+    SkyCheck,
+    rank_table,
+)
+from model.plots import plot_corner
+from model.report import write_report
 from storage.errors import InputError
 from storage.progress import progress_bar
-from storage.results import Posterior, read_posterior, result_files
+from storage.results import REWEIGHTED, Posterior, read_posterior, result_files
 
-FEWEST_EVENTS = 20  # below, the P-P test says nothing
-LARGEST_P_VALUE = 0.99  # so that one parameter that fits too well hides no other
-
-
-@dataclass(frozen=True)
-class ParameterCheck:
-    """What was found for one parameter.
-
-    Attributes:
-        name: bilby's name.
-        p_value: Of the Kolmogorov-Smirnov test of the ranks against uniform ones.
-        narrowing: Standard deviation of the truths over the mean one of the posteriors.
-        bias: Mean of (posterior mean - truth) in posterior standard deviations.
-    """
-
-    name: str
-    p_value: float
-    narrowing: float
-    bias: float
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """The verdict.
-
-    Attributes:
-        calibrated: Whether the combined p-value reaches the level.
-        events: How many were looked at.
-        combined_p_value: Of all parameters together.
-        level: What the combined p-value must not fall below.
-        checks: One a parameter.
-        pictures: Where they lie.
-    """
-
-    calibrated: bool
-    events: int
-    combined_p_value: float
-    level: float
-    checks: tuple[ParameterCheck, ...]
-    pictures: tuple[str, ...]
+FEWEST_EVENTS = 20  # below, the tests say nothing
 
 
 def diagnose(
@@ -68,9 +36,9 @@ def diagnose(
     """Check the posteriors in a folder against their truths, and draw pictures.
 
     Args:
-        results: Folder of the posterior files.
+        results: Folder of the posterior files, before or after reweighting.
         out: Folder of the pictures.
-        level: Of the test: good posteriors fail it with this probability.
+        level: Of the verdict: good posteriors fail it with this probability.
         corners: How many corner plots to draw.
 
     Raises:
@@ -79,6 +47,35 @@ def diagnose(
     """
     if corners < 0:
         raise InputError(f"corners: got {corners}, must not be negative")
+    drawn: list[Path] = []
+
+    def draw(posterior: Posterior) -> None:
+        if len(drawn) < corners:
+            path = Path(out) / f"corner_{posterior.event:09d}.png"
+            drawn.append(plot_corner(posterior, path))
+
+    diagnosis, cube = judge(results, level, draw)
+    pictures, page = write_report(diagnosis, cube, drawn, Path(out))
+    return replace(diagnosis, pictures=tuple(map(str, pictures)), page=str(page))
+
+
+def judge(
+    results: str | Path, level: float = 0.05, look: Callable[[Posterior], object] | None = None
+) -> tuple[Diagnosis, PriorCube]:
+    """Check the posteriors in a folder, without pictures.
+
+    Args:
+        results: As for `diagnose`.
+        level: As for `diagnose`.
+        look: Is shown each posterior while it is in memory.
+
+    Returns:
+        The verdict, and the priors of the run.
+
+    Raises:
+        InputError: As for `diagnose`.
+        DamagedDataError: A file is damaged.
+    """
     if not 0 < level < 1:
         raise InputError(f"level: got {level:g}, must lie in (0, 1)")
     files = result_files(results)
@@ -87,73 +84,150 @@ def diagnose(
             f"{results}: {len(files)} events, at least {FEWEST_EVENTS} are needed for a P-P test; "
             "sample more"
         )
-    first, statistics = read_posterior(files[0]), []
+    first: Posterior | None = None
+    events: list[EventCheck] = []
+    moments: list[Moments] = []
     with progress_bar(len(files), "event") as bar:
         for path in files:
             posterior = read_posterior(path)
-            if posterior.names != first.names:
-                raise InputError(
-                    f"{path}: infers {', '.join(posterior.names)}, {files[0].name} infers "
-                    f"{', '.join(first.names)}; give results of one run"
-                )
-            statistics.append(_statistics(posterior))
+            if first is None:
+                first = _without_samples(posterior)
+                cube = PriorCube.from_texts(first.names, first.priors)
+            _refuse_another_run(path, posterior, files[0], first)
+            event, moment = check_event(posterior, cube, _reweighted(path, posterior))
+            events.append(event)
+            moments.append(moment)
+            if look is not None:
+                look(posterior)
             bar.update()
-    ranks, means, widths, truths = (np.array(column) for column in zip(*statistics, strict=True))
-    p_values = [float(kstest(column, "uniform").pvalue) for column in ranks.T]
-    combined = _combine(p_values)
-    checks = tuple(
-        ParameterCheck(
-            name=name,
-            p_value=p_values[column],
-            narrowing=float(truths[:, column].std() / widths[:, column].mean()),
-            bias=float(((means - truths) / widths)[:, column].mean()),
+    assert first is not None  # there are files
+    return _conclude(first, events, moments, level), cube
+
+
+def _without_samples(posterior: Posterior) -> Posterior:
+    """What all posteriors of a run share, without holding on to memory."""
+    return replace(posterior, samples=posterior.samples[:0], log_prob=posterior.log_prob[:0])
+
+
+def _refuse_another_run(path: Path, posterior: Posterior, where: Path, first: Posterior) -> None:
+    if posterior.names != first.names:
+        raise InputError(
+            f"{path}: infers {', '.join(posterior.names)}, {where.name} infers "
+            f"{', '.join(first.names)}; give results of one run"
         )
-        for column, name in enumerate(first.names)
-    )
-    folder = Path(out)
-    pictures = [plot_pp(ranks, first.names, p_values, folder / "pp.png")]
-    for path in files[:corners]:
-        posterior = read_posterior(path)
-        pictures.append(plot_corner(posterior, folder / f"corner_{posterior.event:09d}.png"))
-    return Diagnosis(
-        calibrated=combined >= level,
-        events=len(files),
-        combined_p_value=combined,
-        level=level,
-        checks=checks,
-        pictures=tuple(str(path) for path in pictures),
-    )
+    if (posterior.exact is None) != (first.exact is None):
+        raise InputError(
+            f"{path}: of it and {where.name} one is reweighted and the other is not; give a folder "
+            "of one kind"
+        )
 
 
-def summary(diagnosis: Diagnosis) -> str:
-    """Put it into words."""
-    lines = [f"{diagnosis.events} events"]
-    lines += [
-        f"  {check.name:<20} KS p = {check.p_value:.3f}   {check.narrowing:5.1f} times narrower "
-        f"than the spread of the truths   bias {check.bias:+.2f} sigma"
-        for check in diagnosis.checks
-    ]
-    lines.append(f"  combined p = {diagnosis.combined_p_value:.3f}; must reach {diagnosis.level:g}")
-    lines += [f"  picture {path}" for path in diagnosis.pictures]
-    verdict = "the P-P test is passed" if diagnosis.calibrated else "NOT CALIBRATED"
-    return "\n".join([*lines, f"verdict: {verdict}"])
+def _reweighted(path: Path, posterior: Posterior) -> Posterior | None:
+    """The same samples with weights: the posterior itself, or from the folder below; None without.
 
-
-def _combine(p_values: Sequence[float]) -> float:
-    """One p-value of the parameters' ones, which need not be independent: the Cauchy combination.
-
-    Fisher's method takes them for independent: of 15 strongly correlated parameters it refuses a
-    good posterior with a probability of 21 % at a level of 5 %.
+    Raises:
+        InputError: What lies in the folder below was made from other samples.
     """
-    capped = np.minimum(p_values, LARGEST_P_VALUE)
-    return float(cauchy.sf(np.tan((0.5 - capped) * np.pi).mean()))
+    if posterior.exact is not None:
+        return posterior
+    below = path.parent / REWEIGHTED / path.name
+    if not below.is_file():
+        return None
+    exact = _of_parameters(read_posterior(below), posterior.names)
+    if exact is None or exact.exact is None or not np.array_equal(exact.samples, posterior.samples):
+        raise InputError(
+            f"{below}: was made from other samples than those of {path}; reweight again, or "
+            "move it away"
+        )
+    return exact
 
 
-def _statistics(posterior: Posterior) -> tuple[Float[Array, "parameter"], ...]:
-    """Rank of the truth, mean, standard deviation, truth: each one a parameter."""
-    lacking = [name for name in posterior.names if name not in posterior.truth]
-    if lacking:
-        raise InputError(f"event {posterior.event}: has no true {lacking[0]} to compare with")
-    truth = np.array([posterior.truth[name] for name in posterior.names])
-    samples = posterior.samples
-    return (samples < truth).mean(axis=0), samples.mean(axis=0), samples.std(axis=0), truth
+def _of_parameters(posterior: Posterior, names: tuple[str, ...]) -> Posterior | None:
+    """Its columns of these names; None where it lacks one.
+
+    Reweighting may add one: a phase that the network did not infer.
+    """
+    if not set(names) <= set(posterior.names):
+        return None
+    columns = [posterior.names.index(name) for name in names]
+    return replace(posterior, names=names, samples=posterior.samples[:, columns])
+
+
+def _conclude(
+    first: Posterior, events: Sequence[EventCheck], moments: Sequence[Moments], level: float
+) -> Diagnosis:
+    ranks = rank_table(events, first.names)
+    tests = calibration(ranks, np.array([event.tarp_rank for event in events]))
+    pp, sbc, tarp = tests.families
+    return Diagnosis(
+        calibrated=tests.combined >= level,
+        events=len(events),
+        weighted=first.exact is not None,
+        combined_p_value=tests.combined,
+        level=level,
+        pp_p_value=pp,
+        sbc_p_value=sbc,
+        tarp_p_value=tarp,
+        checks=_parameter_checks(first.names, events, moments, tests),
+        sky=_sky_check(events),
+        reweighting=_reweighting_check(events),
+        per_event=tuple(events),
+    )
+
+
+def _parameter_checks(
+    names: Sequence[str],
+    events: Sequence[EventCheck],
+    moments: Sequence[Moments],
+    tests: Calibration,
+) -> tuple[ParameterCheck, ...]:
+    mean, deviation, truth = (
+        np.array([getattr(moment, part) for moment in moments])
+        for part in ("mean", "deviation", "truth")
+    )
+    deviation = np.maximum(deviation, np.finfo(float).tiny)  # a posterior that is one point
+    bias = ((mean - truth) / deviation).mean(axis=0)
+    narrowing = truth.std(axis=0) / deviation.mean(axis=0)
+    divergences = [event.reweighted.divergences for event in events if event.reweighted]
+    checks = []
+    for column, name in enumerate(names):
+        jsd = [of_event[name] for of_event in divergences]
+        checks.append(
+            ParameterCheck(
+                name=name,
+                p_value=tests.ks[column],
+                sbc_p_value=tests.chi_square[column],
+                narrowing=float(narrowing[column]),
+                bias=float(bias[column]),
+                width=float(np.median([event.widths[name] for event in events])),
+                outside=float(np.mean([name in event.outside for event in events])),
+                jsd=float(np.median(jsd)) if jsd else None,
+                largest_jsd=max(jsd) if jsd else None,
+            )
+        )
+    return tuple(checks)
+
+
+def _sky_check(events: Sequence[EventCheck]) -> SkyCheck | None:
+    areas = [event.sky_area for event in events if event.sky_area is not None]
+    if not areas:
+        return None
+    modes = Counter(event.sky_modes for event in events if event.sky_modes is not None)
+    return SkyCheck(
+        median_area=float(np.median(areas)),
+        smallest_area=min(areas),
+        largest_area=max(areas),
+        modes=dict(sorted(modes.items())),
+    )
+
+
+def _reweighting_check(events: Sequence[EventCheck]) -> ReweightingCheck | None:
+    found = {event.label: event.reweighted.efficiency for event in events if event.reweighted}
+    if not found:
+        return None
+    return ReweightingCheck(
+        events=len(found),
+        median_efficiency=float(np.median(list(found.values()))),
+        smallest_efficiency=min(found.values()),
+        low=tuple(label for label, share in found.items() if share < LOW_EFFICIENCY),
+    )

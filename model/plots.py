@@ -2,45 +2,69 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import corner
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from scipy.stats import binom
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from storage.arrays import Array
 from storage.results import Posterior
 
-LABELS = {
-    "chirp_mass": r"$\mathcal{M}\ [M_\odot]$",
-    "mass_ratio": r"$q$",
-    "luminosity_distance": r"$d_L\ [\mathrm{Mpc}]$",
-    "ra": r"$\alpha$",
-    "dec": r"$\delta$",
-    "a_1": r"$a_1$",
-    "a_2": r"$a_2$",
-    "tilt_1": r"$\theta_1$",
-    "tilt_2": r"$\theta_2$",
-    "theta_jn": r"$\theta_{JN}$",
-    "psi": r"$\psi$",
-    "phi_12": r"$\phi_{12}$",
-    "phi_jl": r"$\phi_{JL}$",
-    "phase": r"$\phi$",
-    "geocent_time": r"$t_c\ [\mathrm{s}]$",
+SYMBOLS = {
+    "chirp_mass": r"\mathcal{M}",
+    "mass_ratio": "q",
+    "symmetric_mass_ratio": r"\eta",
+    "total_mass": "M",
+    "mass_1": "m_1",
+    "mass_2": "m_2",
+    "luminosity_distance": "d_L",
+    "ra": r"\alpha",
+    "dec": r"\delta",
+    "a_1": "a_1",
+    "a_2": "a_2",
+    "tilt_1": r"\theta_1",
+    "tilt_2": r"\theta_2",
+    "theta_jn": r"\theta_{JN}",
+    "psi": r"\psi",
+    "phi_12": r"\phi_{12}",
+    "phi_jl": r"\phi_{JL}",
+    "phase": r"\phi",
+    "geocent_time": "t_c",
+}
+UNITS = {
+    **dict.fromkeys(("chirp_mass", "total_mass", "mass_1", "mass_2"), r"M_\odot"),
+    **dict.fromkeys(
+        ("ra", "dec", "tilt_1", "tilt_2", "theta_jn", "psi", "phi_12", "phi_jl", "phase"),
+        r"\mathrm{rad}",
+    ),
+    "luminosity_distance": r"\mathrm{Mpc}",
+    "geocent_time": r"\mathrm{s}",
 }
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#8a8f98"
+# Okabe and Ito's colours, that the colour-blind can tell apart, without their yellow on white.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+STYLES = ("-", (0, (5, 1.5)), (0, (1, 1.2)))
 DOTS_PER_INCH = 150
-BANDS = (0.997, 0.954, 0.683)  # one, two and three sigma of the binomial distribution
+ROOM_FOR_A_MAP = 6  # parameters, from which on a corner plot leaves room
+
+
+def symbol(name: str) -> str:
+    """The symbol of a parameter."""
+    return f"${SYMBOLS[name]}$" if name in SYMBOLS else name
 
 
 def label(name: str) -> str:
     """The symbol of a parameter, with its unit."""
-    return LABELS.get(name, name)
+    unit = UNITS.get(name)
+    return f"${SYMBOLS[name]}\\ [{unit}]$" if unit else symbol(name)
 
 
 def plot_loss(rows: Iterable[Mapping[str, str]], path: Path) -> Path:
@@ -55,7 +79,7 @@ def plot_loss(rows: Iterable[Mapping[str, str]], path: Path) -> Path:
         for name, points in curves.items():
             if row[name]:
                 points.append((int(row["step"]), float(row[name])))
-    figure, axes = _page(7, 4.2)
+    figure, axes = page(7, 4.2)
     for (name, points), colour, width in zip(curves.items(), (GREY, BLUE), (0.8, 2.0), strict=True):
         if points:
             steps, losses = zip(*points, strict=True)
@@ -65,11 +89,14 @@ def plot_loss(rows: Iterable[Mapping[str, str]], path: Path) -> Path:
     axes.set_xlabel("step")
     axes.set_ylabel(r"loss: $-\log q$ of the truth [nats]")
     axes.legend(frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_corner(posterior: Posterior, path: Path) -> Path:
     """Draw the marginals of one posterior in one and two dimensions, with the truth.
+
+    Contours hold 50 and 90 %; titles give the median and the 90 % interval. Of a reweighted
+    posterior, what it was before is drawn in grey.
 
     Args:
         posterior: Of one event.
@@ -77,106 +104,126 @@ def plot_corner(posterior: Posterior, path: Path) -> Path:
     """
     posterior = posterior.in_the_sky()
     names = posterior.names
-    samples = posterior.samples.copy()
-    labels = [label(name) for name in names]
+    samples, truths, labels = _from_whole_seconds(posterior)
+    size = max(6.5, (2.3 if len(names) < 8 else 1.8) * len(names))
+    figure = Figure(figsize=(size, size))
+    ranges = [_range(column, truth) for column, truth in zip(samples.T, truths, strict=True)]
+    # Of sum 1 both, so that reweighted histograms are as high as those before.
+    equal = np.full(len(samples), 1 / len(samples))
+    exact = posterior.exact
+    weights = equal if exact is None else exact.weights / exact.weights.sum()
+    bins = int(np.clip(1.5 * (weights**2).sum() ** (-1 / 3), 15, 40))  # of effective samples
+    with warnings.catch_warnings():  # of contours in marginals that are too narrow for any
+        warnings.simplefilter("ignore")
+        if exact is not None:
+            _corner(figure, samples, labels, truths, ranges, equal, bins, GREY)
+        _corner(figure, samples, labels, truths, ranges, weights, bins, BLUE)
+    for number, column in enumerate(samples.T):
+        axes = figure.axes[number * (len(names) + 1)]
+        title = f"{symbol(names[number])} = {_median_and_width(column, weights)}"
+        axes.set_title(title, fontsize=11)
+    snr = "" if posterior.optimal_snr is None else f"\nnetwork SNR {posterior.optimal_snr:.0f}"
+    text = f"event {posterior.event}{snr}\n{len(samples):,} samples\ntruth in orange"
+    if exact is not None:
+        text += f"\nreweighted in blue: {exact.effective_samples:,.0f} effective\nbefore in grey"
+    figure.text(0.97, 0.97, text, ha="right", va="top", fontsize=12, linespacing=1.5)
+    if {"ra", "dec"} <= set(names) and len(names) >= ROOM_FOR_A_MAP:
+        from model.sky_map import draw_sky
+
+        draw_sky(figure.add_axes((0.6, 0.7, 0.24, 0.24), projection="mollweide"), posterior)
+    return save(figure, path)
+
+
+def _from_whole_seconds(
+    posterior: Posterior,
+) -> tuple[Float[Array, "sample parameter"], list[float | None], list[str]]:
+    """Samples, truth and labels; times count from a whole second.
+
+    Ten digits of GPS time leave no room for those that matter.
+    """
+    names, samples = posterior.names, posterior.samples.copy()
     truths = [posterior.truth.get(name) for name in names]
-    if "geocent_time" in names:  # ten digits of GPS time leave no room for those that matter
+    labels = [label(name) for name in names]
+    if "geocent_time" in names:
         column = names.index("geocent_time")
         origin = np.floor(samples[:, column].min())
         samples[:, column] -= origin
         if (truth := truths[column]) is not None:
             truths[column] = truth - origin
         labels[column] = rf"$t_c - {origin:.0f}\ [\mathrm{{s}}]$"
-    size = max(6.5, 2.3 * len(names))
-    figure = Figure(figsize=(size, size))
-    with warnings.catch_warnings():  # of contours in marginals that are too narrow for any
-        warnings.simplefilter("ignore")
-        corner.corner(
-            samples,
-            fig=figure,
-            labels=labels,
-            truths=truths,
-            truth_color=ORANGE,
-            color=BLUE,
-            bins=40,
-            smooth=1.0,
-            smooth1d=1.0,
-            levels=(0.393, 0.865),
-            quantiles=(0.05, 0.95),
-            label_kwargs={"fontsize": 12},
-            labelpad=0.06,
-            plot_datapoints=False,
-            range=[0.995] * len(names),
-            fill_contours=True,
-            max_n_ticks=4,
-        )
-    for number, column in enumerate(samples.T):
-        axes = figure.axes[number * (len(names) + 1)]
-        axes.set_title(_median_and_width(column), fontsize=11)
-    snr = "" if posterior.optimal_snr is None else f"\nnetwork SNR {posterior.optimal_snr:.0f}"
-    text = f"event {posterior.event}{snr}\n{len(samples):,} samples\ntruth in orange"
-    figure.text(0.97, 0.97, text, ha="right", va="top", fontsize=12, linespacing=1.5)
-    return _save(figure, path)
+    return samples, truths, labels
 
 
-def _median_and_width(samples: Float[Array, "sample"]) -> str:
+def _range(samples: Float[Array, "sample"], truth: float | None) -> tuple[float, float]:
+    """What a panel shows: 99.5 % of the samples, and the truth."""
+    low, high = np.quantile(samples, (0.0025, 0.9975))
+    margin = 0.03 * (high - low) or 1e-9 * max(abs(low), 1.0)
+    if truth is not None:
+        low, high = min(low, truth), max(high, truth)
+    return float(low - margin), float(high + margin)
+
+
+def _corner(
+    figure: Figure,
+    samples: Float[Array, "sample parameter"],
+    labels: list[str],
+    truths: list[float | None],
+    ranges: list[tuple[float, float]],
+    weights: Float[Array, "sample"],
+    bins: int,
+    colour: str,
+) -> None:
+    corner.corner(
+        samples,
+        fig=figure,
+        labels=labels,
+        truths=truths,
+        truth_color=ORANGE,
+        color=colour,
+        weights=weights,
+        bins=bins,
+        smooth=1.0,
+        smooth1d=1.0,
+        levels=(0.5, 0.9),
+        quantiles=() if colour == GREY else (0.05, 0.95),
+        label_kwargs={"fontsize": 12},
+        labelpad=0.06,
+        plot_datapoints=False,
+        range=ranges,
+        fill_contours=colour != GREY,
+        plot_density=colour != GREY,
+        max_n_ticks=4,
+    )
+
+
+def _median_and_width(samples: Float[Array, "sample"], weights: Float[Array, "sample"]) -> str:
     """Median and 90 % interval, with two digits of the interval."""
-    low, middle, high = np.quantile(samples, (0.05, 0.5, 0.95))
+    low, middle, high = np.quantile(
+        samples, (0.05, 0.5, 0.95), weights=weights, method="inverted_cdf"
+    )
     digits = max(0, 1 - math.floor(math.log10(max(high - low, 1e-12))))
     return f"${middle:.{digits}f}^{{+{high - middle:.{digits}f}}}_{{-{middle - low:.{digits}f}}}$"
 
 
-def plot_pp(
-    ranks: Float[Array, "event parameter"],
-    names: Sequence[str],
-    p_values: Sequence[float],
-    path: Path,
-) -> Path:
-    """Draw, for each credible level, the share of events whose truth lies below it.
-
-    Args:
-        ranks: Share of an event's samples below its truth.
-        names: Of the parameters.
-        p_values: Of each parameter's Kolmogorov-Smirnov test.
-        path: Where to.
-    """
-    events = len(ranks)
-    figure, axes = _page(6, 6)
-    levels = np.linspace(0, 1, 501)
-    for band in BANDS:
-        low, high = (
-            binom.ppf(edge, events, levels) / events for edge in (0.5 - band / 2, 0.5 + band / 2)
-        )
-        axes.fill_between(levels, low, high, color=GREY, alpha=0.16, linewidth=0)
-    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
-    for name, column, p_value in zip(names, ranks.T, p_values, strict=True):
-        text = (
-            f"{label(name).split(chr(92) + ' [')[0].rstrip('$')}$" if "$" in label(name) else name
-        )
-        axes.step(
-            np.concatenate([[0], np.sort(column), [1]]),
-            np.concatenate([[0], np.arange(1, events + 1), [events]]) / events,
-            where="post",
-            linewidth=1.6,
-            label=f"{text}  (p = {p_value:.3f})",
-        )
-    axes.set_xlabel("credible level")
-    axes.set_ylabel("share of events with the truth below it")
-    axes.set_title(f"{events} events, bands of 1, 2 and 3 sigma", fontsize=11)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.legend(frameon=False, loc="upper left")
-    return _save(figure, path)
+def plain_log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic, with numbers that are written out: 20 instead of 2 x 10^1."""
+    axes.set(**{f"{which}scale": "log"})
+    axis: Axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
-def _page(width: float, height: float) -> tuple[Figure, Axes]:
+def page(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of one plot; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a PNG file; return it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DOTS_PER_INCH)
     return path

@@ -224,6 +224,18 @@ def read_prior(text: str, minimum: float, maximum: float) -> Prior | None:
             another support is not understood here.
         maximum: Upper end, inf for none.
     """
+    prior = parse_prior(text)
+    if prior is None or (prior.minimum, prior.maximum) != (minimum, maximum):
+        return None
+    return prior
+
+
+def parse_prior(text: str) -> Prior | None:
+    """Read the text of a prior, with the support that it names itself.
+
+    Args:
+        text: As in a bilby prior file.
+    """
     try:
         call = ast.parse(text, mode="eval").body
         if not isinstance(call, ast.Call):
@@ -234,7 +246,7 @@ def read_prior(text: str, minimum: float, maximum: float) -> Prior | None:
         middle = prior.quantile(torch.tensor(0.5, dtype=torch.float64))
     except (SyntaxError, KeyError, TypeError, ValueError, ArithmeticError):
         return None
-    if (prior.minimum, prior.maximum) != (minimum, maximum) or not middle.isfinite():
+    if not middle.isfinite():
         return None
     if isinstance(prior, TruncatedGaussian) and not prior.norm > SMALLEST_NORM:
         return None

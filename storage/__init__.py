@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from storage.dataset import open_dataset
     from storage.errors import DamagedDataError, InputError
     from storage.order import Window
+    from storage.results import Posterior, read_results
     from storage.stream import Batch, EventStream
     from storage.stream_config import StreamConfig
     from storage.tars import TarStream
@@ -17,11 +18,13 @@ __all__ = [
     "DamagedDataError",
     "EventStream",
     "InputError",
+    "Posterior",
     "StreamConfig",
     "TarStream",
     "Window",
     "decode_strain",
     "open_dataset",
+    "read_results",
 ]
 
 # Resolved when asked for: the stream brings webdataset along, and that brings torch where it is
@@ -31,11 +34,13 @@ _HOMES = {
     "DamagedDataError": "storage.errors",
     "EventStream": "storage.stream",
     "InputError": "storage.errors",
+    "Posterior": "storage.results",
     "StreamConfig": "storage.stream_config",
     "TarStream": "storage.tars",
     "Window": "storage.order",
     "decode_strain": "storage.blosc",
     "open_dataset": "storage.dataset",
+    "read_results": "storage.results",
 }
 
 

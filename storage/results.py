@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from storage.errors import DamagedDataError, InputError
 from storage.files import write_atomically
 
 SUFFIX = "_result.json"
+VERSION = "strainflow, in the form of bilby=2"  # PESummary looks for the word bilby
 LOG_PROB = "log_prob"
 LOG_LIKELIHOOD, LOG_PRIOR, WEIGHTS = "log_likelihood", "log_prior", "weights"
 REWEIGHTED = "reweighted"  # the folder below that of the samples
@@ -136,6 +137,33 @@ class Posterior:
         rows = np.searchsorted(shares, marks, "right").clip(max=len(shares) - 1)
         return np.asarray(rows, np.int64)
 
+    def to_frame(self) -> Any:  # noqa: ANN401  # a pandas.DataFrame, which may not be installed
+        """All samples as a pandas frame, a column a parameter, and `log_prob`.
+
+        After reweighting also `log_likelihood`, `log_prior` and `weights`; the rows are then not
+        of equal weight, those of `equally_weighted` are.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        from storage.interchange import to_frame
+
+        return to_frame(self)
+
+    def to_bilby(self, derived: bool = False) -> Any:  # noqa: ANN401  # nor bilby
+        """A `bilby.result.Result` of equally weighted samples, as bilby reads it from our file.
+
+        Args:
+            derived: With component masses, redshift, effective spins and all else that
+                `bilby.gw.conversion.generate_all_bbh_parameters` makes of the samples.
+
+        Raises:
+            InputError: bilby is not installed.
+        """
+        from storage.interchange import to_bilby
+
+        return to_bilby(self, derived)
+
 
 def result_path(folder: Path, event: int) -> Path:
     """Where the posterior of an event lies."""
@@ -162,6 +190,7 @@ def write_posterior(folder: Path, posterior: Posterior) -> Path:
         "label": posterior.label,
         "outdir": ".",
         "sampler": "strainflow",
+        "version": VERSION,
         "search_parameter_keys": list(posterior.names),
         "fixed_parameter_keys": [n for n in posterior.priors if n not in posterior.names],
         "constraint_parameter_keys": [],
@@ -304,6 +333,19 @@ def result_files(folder: str | Path) -> list[Path]:
             "`strainflow sample` made"
         )
     return files
+
+
+def read_results(folder: str | Path) -> Iterator[Posterior]:
+    """Read the posteriors in a folder, one at a time, by event.
+
+    Args:
+        folder: Of `strainflow sample`, or `strainflow reweight`.
+
+    Raises:
+        InputError: There are none.
+        DamagedDataError: A file is damaged.
+    """
+    return map(read_posterior, result_files(folder))
 
 
 def parse_range(text: str, events: int) -> range:

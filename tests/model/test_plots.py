@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from model.calibration_plots import plot_pp
 from model.history import read_history
-from model.plots import plot_corner, plot_loss, plot_pp
+from model.plots import plot_corner, plot_loss
 from storage.results import Posterior
 
 

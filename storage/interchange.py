@@ -1,0 +1,79 @@
+"""Posteriors for other tools: a pandas frame, a bilby result.
+
+pandas and bilby are imported when they are asked for; the extra `results` installs both.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from storage import results
+from storage.errors import InputError
+
+EXTRA = "results"
+# What bilby fills in, or derives from it, where nothing says which waveform it was.
+GUESSED = [
+    *("waveform_approximant", "reference_frequency", "minimum_frequency", "iota"),
+    *("spin_1x", "spin_1y", "spin_2x", "spin_2y", "phi_1", "phi_2"),
+]
+
+
+def to_frame(posterior: "results.Posterior") -> Any:  # noqa: ANN401  # pandas may not be there
+    """All samples as a pandas frame, as `Posterior.to_frame` says."""
+    pandas = _need("pandas")
+    columns = dict(zip(posterior.names, posterior.samples.T, strict=True))
+    columns[results.LOG_PROB] = posterior.log_prob
+    if exact := posterior.exact:
+        columns[results.LOG_LIKELIHOOD] = exact.log_likelihood
+        columns[results.LOG_PRIOR] = exact.log_prior
+        columns[results.WEIGHTS] = exact.weights
+    return pandas.DataFrame(columns)
+
+
+def to_bilby(posterior: "results.Posterior", derived: bool) -> Any:  # noqa: ANN401  # nor bilby
+    """A `bilby.result.Result`, as `Posterior.to_bilby` says.
+
+    By way of a file, so that it is what bilby reads from ours: there is one definition of it.
+    """
+    bilby = _need("bilby")
+    with TemporaryDirectory() as folder:
+        path = results.write_posterior(Path(folder), posterior)
+        result = bilby.result.read_in_result(str(path))
+    if derived:
+        conversion = import_module("bilby.gw.conversion")
+        fixed = {
+            name: value for name, value in posterior.truth.items() if name in _fixed(posterior)
+        }
+        samples = result.posterior.assign(**fixed)
+        everything = conversion.generate_all_bbh_parameters(samples)
+        result.posterior = everything.drop(columns=GUESSED, errors="ignore")
+    return result
+
+
+def _fixed(posterior: "results.Posterior") -> set[str]:
+    """Parameters that were not inferred because their prior is one number."""
+    found = set()
+    for name, text in posterior.priors.items():
+        try:
+            float(text)
+        except ValueError:
+            continue
+        found.add(name)
+    return found - set(posterior.names)
+
+
+def _need(package: str) -> Any:  # noqa: ANN401  # a module
+    """Import a package.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise InputError(
+            f"{package} is not installed; pip install 'strainflow[{EXTRA}]' has it"
+        ) from None

@@ -1,0 +1,57 @@
+"""FITS sky maps: ligo.skymap reads them back, and they hold the samples."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from model import write_skymap
+from model.sky import CREDIBLE, describe_sky
+from storage.errors import InputError
+from storage.results import Posterior
+
+
+def two_patches():
+    draw = np.random.default_rng(0)
+    south = draw.random(600) < 0.3
+    ra = np.where(south, 4.0, 1.0) + 0.05 * draw.standard_normal(600)
+    dec = np.where(south, -0.5, 0.3) + 0.05 * draw.standard_normal(600)
+    samples = np.stack([ra, dec, draw.normal(4000, 300, 600)], axis=1)
+    names = ("ra", "dec", "luminosity_distance")
+    return Posterior(3, names, samples, np.zeros(600), {}, {})
+
+
+@pytest.mark.slow
+def test_a_sky_map_holds_the_modes_and_distances_of_its_samples(tmp_path):
+    moc = pytest.importorskip("ligo.skymap.moc")
+    from ligo.skymap.io import read_sky_map
+
+    posterior = two_patches()
+    paths = []
+    with warnings.catch_warnings():  # of erfa, for a date that it has no leap seconds for
+        warnings.simplefilter("ignore")
+        for name in ("a", "b"):
+            paths.append(write_skymap(posterior, tmp_path / f"{name}.multiorder.fits", samples=200))
+        table = read_sky_map(str(paths[0]), moc=True, distances=True)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    area = moc.uniq2pixarea(table["UNIQ"])
+    share = area * table["PROBDENSITY"]
+    assert share.sum() == pytest.approx(1, abs=1e-3)
+    assert table.meta["distmean"] == pytest.approx(4000, rel=0.03)
+    assert table.meta["objid"] == "event_000000003"
+    order = np.argsort(-table["PROBDENSITY"])
+    inside = np.cumsum(share[order]) < CREDIBLE
+    degrees = area[order][inside].sum() * (180 / np.pi) ** 2
+    weights = np.full(600, 1 / 600)
+    ours = describe_sky(posterior.samples[:, 0], posterior.samples[:, 1], weights)
+    assert degrees == pytest.approx(ours.area, rel=0.3)
+    assert ours.modes == 2
+
+
+def test_a_posterior_without_a_place_on_the_sky_has_no_map(tmp_path):
+    posterior = two_patches()
+    blind = replace(posterior, names=("ra", "chirp_mass", "luminosity_distance"))
+    with pytest.raises(InputError, match="ra and dec are not both inferred"):
+        write_skymap(blind, tmp_path / "x.fits")
+    assert not list(tmp_path.iterdir())
