@@ -9,8 +9,8 @@ rounding.
 Where the phase is a factor and nothing is cropped, the integral is a Bessel function; the crop
 makes the norm of a signal depend on the phase a little, so that the sum is taken there as well.
 
-Source: arXiv:2210.05686, synthetic phase; arXiv:1809.02293, appendix on explicit marginalisation, for
-the Bessel function.
+Source: arXiv:2210.05686, synthetic phase; arXiv:1809.02293, appendix on explicit marginalisation,
+for the Bessel function.
 """
 
 import math
