@@ -102,8 +102,8 @@ def pareto_k(weights: Float[Array, "sample"]) -> float:
     Above 0.5 the weights' variance is infinite, above 0.7 their mean hardly converges. Zero where
     too few weights are left for a tail.
 
-    Source: arXiv:1507.02646, by the estimator of J. Zhang,
-    M. Stephens, Technometrics 51 (2009) 316.
+    Source: arXiv:1507.02646; the estimator is that of J. Zhang, M. Stephens, Technometrics 51
+    (2009) 316.
     """
     count = len(weights)
     tail = math.ceil(min(count / 5, 3 * math.sqrt(count)))
