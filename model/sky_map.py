@@ -24,6 +24,7 @@ from storage.results import Posterior
 SKY_COLOURS = LinearSegmentedColormap.from_list("sky", ("#dce8f5", BLUE, "#0b2747"))
 # Of the density estimate: a triangle has eight modes. ligo.skymap's own 40 and 5 take minutes.
 MOST_CLUSTERS, TRIALS = 12, 2
+FEWEST = 50  # samples of which a density can be estimated
 
 
 def draw_sky(axes: Axes, posterior: Posterior) -> None:
@@ -69,7 +70,8 @@ def write_skymap(posterior: Posterior, path: str | Path, samples: int = 1000) ->
         samples: How many to take of equal weight; the time goes with their square.
 
     Raises:
-        InputError: ligo.skymap is not installed, or the sky position is not inferred.
+        InputError: ligo.skymap is not installed, the sky position is not inferred, or too few
+            samples are left.
 
     Source: arXiv:1603.07333 (distances on the sky), equations 1 to 3.
     """
@@ -81,6 +83,11 @@ def write_skymap(posterior: Posterior, path: str | Path, samples: int = 1000) ->
 
     draw = np.random.default_rng(posterior.event)
     rows = posterior.equally_weighted()
+    if (distinct := len(np.unique(rows))) < FEWEST:
+        raise InputError(
+            f"{posterior.label}: {distinct} samples carry the weight, a sky map needs at least "
+            f"{FEWEST}; sample more, or see why the efficiency is so low"
+        )
     if len(rows) > samples:
         rows = draw.choice(rows, samples, replace=False)
     names = [name for name in ("ra", "dec", "luminosity_distance") if name in posterior.names]

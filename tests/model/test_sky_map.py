@@ -9,7 +9,7 @@ import pytest
 from model import write_skymap
 from model.sky import CREDIBLE, describe_sky
 from storage.errors import InputError
-from storage.results import Posterior
+from storage.results import Exact, Posterior
 
 
 def two_patches():
@@ -54,4 +54,14 @@ def test_a_posterior_without_a_place_on_the_sky_has_no_map(tmp_path):
     blind = replace(posterior, names=("ra", "chirp_mass", "luminosity_distance"))
     with pytest.raises(InputError, match="ra and dec are not both inferred"):
         write_skymap(blind, tmp_path / "x.fits")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_posterior_that_few_samples_carry_has_no_map(tmp_path):
+    posterior = two_patches()
+    weights = np.zeros(600)
+    weights[:3] = 200.0
+    few = replace(posterior, exact=Exact(weights, weights, weights, 0.0, 0.1, 0.0))
+    with pytest.raises(InputError, match="3 samples carry the weight, a sky map needs at least"):
+        write_skymap(few, tmp_path / "x.fits")
     assert not list(tmp_path.iterdir())
