@@ -125,6 +125,7 @@ class EventStream(IterableDataset):
         )
         self._depth: Depth | None = None
         self._buffers: list[Batch] = []
+        self._left: list[tuple[ThreadPoolExecutor, list[Batch]]] = []
         self._seed, self._epoch, self._position = seed, 0, 0
         self._is_fresh = True
         self.audit = Audit()
@@ -229,16 +230,32 @@ class EventStream(IterableDataset):
 
     def _until(self, stop: int | None) -> Iterator[Batch]:
         """Deliver epochs of the snapshot that there is."""
+        self._settle()
         depth = self._depth = self._depth or self._choose_depth()
         # Kept for the next call: memory is slow when it is touched first. Taken while in use, so
         # that a second iterator makes its own.
         buffers = self._buffers or [self._new_buffer() for _ in range(depth.prefetch + 1)]
         self._buffers = []
         pool = ThreadPoolExecutor(depth.threads, "strainflow-read")
+        is_left = False
         try:
             yield from self._deliver_all(stop, itertools.cycle(buffers), depth, pool)
+        except GeneratorExit:
+            # Perhaps by the garbage collector, in the midst of anything: with locks held that
+            # threads need to end. So they are not waited for, but by the next iteration.
+            is_left = True
+            raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            self._left.append((pool, buffers))
+            if not is_left:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Wait for what iterations that were left had begun, and take back their buffers."""
+        while self._left:
+            pool, buffers = self._left.pop()
+            pool.shutdown(wait=True)
             self._reading.release()
             self._buffers = buffers
 

@@ -3,6 +3,7 @@ import os
 import resource
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +57,14 @@ def numbers(batches) -> list[int]:
 
 def where(state) -> tuple[int, int, int]:
     return state["seed"], state["epoch"], state["position"]
+
+
+def soon_over(there: Callable[[], object]) -> None:
+    """Threads of an iteration that is left end by themselves, once they have read what they had."""
+    end = time.monotonic() + 10
+    while there():
+        assert time.monotonic() < end, there()
+        time.sleep(0.001)
 
 
 def reading_threads() -> list[str]:
@@ -357,8 +366,18 @@ def test_an_abandoned_iteration_leaves_no_threads_and_no_open_files(data, new_st
         assert open_shards_of(data.folder)
         break
     assert len(batch.event) == 1
-    assert not reading_threads()
-    assert not open_shards_of(data.folder)
+    soon_over(reading_threads)
+    soon_over(lambda: open_shards_of(data.folder))
+
+
+def test_an_iteration_that_the_garbage_collector_ends_waits_for_no_thread(new_stream):
+    """It may come while a thread is starting, with a lock held that threads need to end."""
+    stream = new_stream(batch_size=1, threads=2)
+    iterator = iter(stream)
+    next(iterator)
+    with threading._shutdown_locks_lock:  # as `Thread._set_tstate_lock` holds it
+        iterator.close()
+    assert [batch.event.copy() for batch in stream]
 
 
 def test_a_finished_iteration_leaves_no_threads_and_no_open_files(data, new_stream):
