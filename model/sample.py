@@ -60,8 +60,8 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise InputError(f"samples: got {self.samples}, at least 1 is needed")
-        if self.seed < 0:
-            raise InputError(f"seed: got {self.seed}, at least 0 is needed")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed: got {self.seed}, must lie in 0 to 2^63 - 1")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Posterior files: one a event, in the JSON form that `bilby.result.read_in_result` reads."""
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from jaxtyping import Float, Int64
 
 from storage.arrays import Array
@@ -171,13 +171,20 @@ def result_path(folder: Path, event: int) -> Path:
 
 
 def write_posterior(folder: Path, posterior: Posterior) -> Path:
-    """Write one posterior; return the file."""
+    """Write one posterior; return the file.
+
+    Raises:
+        ValueError: It holds what is no number.
+    """
     counted, posterior = posterior, posterior.in_the_sky()
     frame = _frame(posterior, range(len(posterior.samples)))
     exact = posterior.exact
     if exact is None:
         frames: dict[str, Any] = {"posterior": frame}
     else:
+        evidence = (exact.log_evidence, exact.log_evidence_error, exact.log_noise_evidence)
+        if not np.isfinite(evidence).all():
+            raise ValueError(f"{posterior.label}: its evidence is not finite")
         frames = {
             "posterior": _frame(posterior, posterior.equally_weighted()),
             "nested_samples": frame,
@@ -209,12 +216,17 @@ def write_posterior(folder: Path, posterior: Posterior) -> Path:
         here = {"counted": counted.priors.get("geocent_time")}
         content["meta_data"] |= {"sky": {**posterior.sky, **here}}
     path = result_path(folder, posterior.event)
-    write_atomically(path, json.dumps(content, allow_nan=False).encode())
+    # Ten times as fast as Python's own, which took longer than a GPU takes to draw the samples.
+    write_atomically(path, orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY))
     return path
 
 
 def _frame(posterior: Posterior, rows: Sequence[int] | Int64[Array, "row"]) -> dict[str, Any]:
-    """Some of the samples, as bilby writes a pandas frame."""
+    """Some of the samples, as bilby writes a pandas frame.
+
+    Raises:
+        ValueError: A column holds what is no number, for which JSON has no word.
+    """
     columns = dict(zip(posterior.names, posterior.samples.T, strict=True))
     columns[LOG_PROB] = posterior.log_prob
     if exact := posterior.exact:
@@ -222,10 +234,11 @@ def _frame(posterior: Posterior, rows: Sequence[int] | Int64[Array, "row"]) -> d
         columns[LOG_PRIOR] = exact.log_prior
         columns[WEIGHTS] = exact.weights
     chosen = np.asarray(rows, np.int64)
-    return {
-        "__dataframe__": True,
-        "content": {name: column[chosen].tolist() for name, column in columns.items()},
-    }
+    content = {name: column.astype(np.float64)[chosen] for name, column in columns.items()}
+    for name, column in content.items():
+        if not np.isfinite(column).all():
+            raise ValueError(f"{posterior.label}: {name} is not finite")
+    return {"__dataframe__": True, "content": content}
 
 
 def read_posterior(path: Path) -> Posterior:
