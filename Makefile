@@ -48,6 +48,8 @@ bench: setup
 	$(BIN)/python tests/bench/reading.py . 3.2
 	$(BIN)/python tests/bench/write_verify.py
 	$(BIN)/python tests/bench/many_manifests.py . 1e6 1e7
+	$(BIN)/python tests/bench/training.py
+	$(BIN)/python tests/bench/sampling.py
 
 # For this Python and platform:  make wheelhouse
 # For another Python on Linux:   make wheelhouse FOR=3.12   (torch is left to that machine)
