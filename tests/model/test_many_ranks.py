@@ -324,6 +324,7 @@ def torchrun(short, data, tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_torchrun_starts_ranks_that_train_together(torchrun, alone, tmp_path):
     with torchrun(2) as process:
         complaints = process.communicate(timeout=120)[1]

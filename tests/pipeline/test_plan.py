@@ -47,6 +47,7 @@ def test_a_million_events_take_fewer_than_ten_thousand_files(et_bbh):
     assert dataset_size(schema, 140e3)[1] < 10_000
 
 
+@pytest.mark.slow
 def test_workers_elsewhere_share_the_work(et_bbh, tmp_path):
     flags = ("--events=1000000", "--cluster.kind=slurm", "--cluster.workers=200")
     plan = make_plan(et_bbh(*flags), 2.0, 256.0, str(tmp_path))
@@ -56,6 +57,7 @@ def test_workers_elsewhere_share_the_work(et_bbh, tmp_path):
     assert plan.hours == pytest.approx((measured.start + 1e6 / (200 * each)) / 3600)
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it_in_words_and_in_json(capsys, monkeypatch, tmp_path):
     words = ["plan", "--config=pipeline/recipes/et-demo.yaml", f"--scratch={tmp_path}"]
     assert strainflow.main([*words, "--seconds=1"]) == 0

@@ -69,6 +69,7 @@ def test_an_event_does_not_depend_on_which_were_made_before(et_bbh):
         assert simulator_of(et_bbh, 4).event(number).strain.tobytes() == expected[number]
 
 
+@pytest.mark.slow
 def test_each_event_by_itself_is_distributed_as_without_groups(et_bbh):
     """The window cuts most draws away, so that a group whose waveform is loud must come often."""
     flags = (*FAST, "--network_snr.minimum=60")

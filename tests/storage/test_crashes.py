@@ -280,6 +280,7 @@ def test_killed_again_while_it_is_resumed_a_run_is_completed_by_the_next(
     assert faults_of_killed(complete, every, prepare) == {}
 
 
+@pytest.mark.slow
 def test_kills_catch_a_writer_that_gives_files_their_final_name_at_once(
     faults_of_killed, undisturbed
 ):
@@ -289,12 +290,14 @@ def test_kills_catch_a_writer_that_gives_files_their_final_name_at_once(
     assert "shard 1 is finished without a manifest" in faults
 
 
+@pytest.mark.slow
 def test_kills_catch_a_manifest_that_is_there_before_its_shard(faults_of_killed, early_manifest):
     faults = every_fault(faults_of_killed(early_manifest, every=2))
     assert "shard 1 is finished without strain/c/1/0/0" in faults
     assert not any("half written" in fault for fault in faults)
 
 
+@pytest.mark.slow
 def test_kills_catch_what_a_rerun_does_not_clear_away(faults_of_killed, undisturbed):
     def write(folder):
         write_and_rename(folder, in_order(undisturbed))
@@ -338,6 +341,7 @@ def test_a_disk_read_only_while_threads_write_leaves_nothing_half_written_and_th
     assert faults_of_read_only(complete, every) == {}
 
 
+@pytest.mark.slow
 def test_full_disks_catch_a_writer_that_gives_files_their_final_name_at_once(
     faults_of_full, undisturbed
 ):
@@ -346,6 +350,7 @@ def test_full_disks_catch_a_writer_that_gives_files_their_final_name_at_once(
     assert {f"{path} is half written" for path in undisturbed} <= faults
 
 
+@pytest.mark.slow
 def test_read_only_disks_catch_a_manifest_that_is_there_before_its_shard(
     faults_of_read_only, early_manifest
 ):

@@ -441,6 +441,7 @@ def test_an_event_that_an_object_store_damages_later_is_noticed_in_the_next_epoc
     assert list(stream.damaged) == [13]
 
 
+@pytest.mark.slow
 def test_epochs_from_an_object_store_keep_no_reader_of_a_shard_that_was_let_go(
     build, url, monkeypatch
 ):
