@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,12 +116,12 @@ def plot_corner(posterior: Posterior, path: Path) -> Path:
     exact = posterior.exact
     weights = equal if exact is None else exact.weights / exact.weights.sum()
     effective = 1 / (weights**2).sum()
+    few, enough = effective < FEWEST_SMOOTH, len(samples) >= FEWEST_SMOOTH
     bins = int(np.clip(1.5 * effective ** (1 / 3), 15, 40))
     with warnings.catch_warnings():  # of contours in marginals that are too narrow for any
         warnings.simplefilter("ignore")
         if exact is not None:
-            _corner(figure, samples, labels, truths, ranges, equal, bins, GREY)
-        few = effective < FEWEST_SMOOTH
+            _corner(figure, samples, labels, truths, ranges, equal, bins, GREY, enough)
         _corner(figure, samples, labels, truths, ranges, weights, bins, BLUE, smooth=not few)
     panels = np.array(figure.axes).reshape(len(names), len(names))
     _keep_ticks_apart(panels)
@@ -212,10 +212,10 @@ def _corner(
 class _InnerLocator(MaxNLocator):
     """Ticks that keep off the ends, where their numbers would meet those of the next panel."""
 
-    def tick_values(self, vmin: float, vmax: float) -> Float[Array, "tick"]:
-        ticks = np.asarray(super().tick_values(vmin, vmax), float)
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
         margin = EDGE * (vmax - vmin)
-        return ticks[(ticks >= vmin + margin) & (ticks <= vmax - margin)]
+        ticks = super().tick_values(vmin, vmax)
+        return [tick for tick in ticks if vmin + margin <= tick <= vmax - margin]
 
 
 def _keep_ticks_apart(panels: Any) -> None:  # noqa: ANN401  # an array of axes

@@ -63,8 +63,8 @@ def write_skymap(posterior: Posterior, path: str | Path, samples: int = 1000) ->
     """Write a multi-order FITS sky map, as ligo.skymap makes it of posterior samples.
 
     With distances where the posterior infers them. `ligo-skymap-plot`, `ligo-skymap-stats`, Aladin
-    and the brokers of alerts read it. The same posterior gives the same map. That of an event out of
-    frames is of the sky, as its file is.
+    and the brokers of alerts read it. The same posterior gives the same map. An event that was
+    cut out of frames is where it is in the sky.
 
     Args:
         posterior: That infers ra and dec.

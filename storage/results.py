@@ -290,13 +290,13 @@ def _as_counted(posterior: Posterior) -> Posterior:
     """A posterior of the sky, as the file holds it, as the data set counts it."""
     sky = dict(posterior.sky)
     priors = sky.pop("counted")
-    if isinstance(priors, str):  # as 0.3.0 began: of the time alone
+    if isinstance(priors, str):  # of the time alone, as files once had it
         priors = {"geocent_time": priors}
+    if not isinstance(priors, dict) or not priors.keys() <= set(TURNING):
+        raise ValueError("sky")
     if not all(type(sky[name]) in (int, float) for name in ("time_shift", "ra_shift")):
         raise ValueError("sky")
     if not all(isinstance(text, str) for text in (*priors.values(), sky["geocent_time"])):
-        raise ValueError("sky")
-    if not priors.keys() <= set(TURNING):
         raise ValueError("sky")
     counted = posterior._moved(-1)
     return replace(counted, priors={**posterior.priors, **priors}, sky=sky)

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 
 from model.calibration_plots import plot_pp
 from model.cube import PriorCube
 from model.history import read_history
-from model.plots import plot_corner, plot_loss
+from model.plots import DOTS_PER_INCH, plot_corner, plot_loss
 from model.posterior_plots import plot_widths
 from storage.results import Exact, Posterior
 
@@ -63,6 +65,7 @@ def figures(monkeypatch):
 
     def save(figure, *args, **options):
         saved.append(figure)
+        figure.set_dpi(DOTS_PER_INCH)  # places on it stay what they are in the file
         return real(figure, *args, **options)
 
     monkeypatch.setattr(Figure, "savefig", save)
@@ -96,16 +99,14 @@ def test_a_posterior_of_few_effective_samples_is_drawn_as_points(weighted, figur
     few = uniform(400, weights) if weighted else uniform(20)
     plot_corner(few, tmp_path / "few.png")
     plot_corner(uniform(400), tmp_path / "many.png")
-    points = [
-        [len(axes.collections[-1].get_sizes()) for axes in figure.axes if axes.collections]
-        for figure in figures
-    ]
-    assert points[0] == [400 if weighted else 20] * 3
-    if weighted:
-        assert figures[0].axes[3].collections[-1].get_sizes()[:5] == pytest.approx(
-            [60, 60, 60, 30, 0]
-        )
-    assert 400 not in points[1]
+    few_drawn, many_drawn = ([a.collections for a in figure.axes] for figure in figures)
+    points = [drawn[-1].get_sizes() for drawn in few_drawn if drawn]
+    assert len(points) == 3
+    for sizes in points:
+        assert sizes == pytest.approx(60 * weights / 100 if weighted else np.full(20, 60))
+    assert not any(isinstance(one, PathCollection) for drawn in many_drawn for one in drawn)
+    contours = [isinstance(one, ContourSet) for drawn in few_drawn for one in drawn]
+    assert any(contours) == weighted, "only those before reweighting are enough for contours"
 
 
 @pytest.mark.parametrize("mass", [None, 30.0])

@@ -398,3 +398,8 @@ def test_the_prior_of_right_ascension_is_turned_and_comes_back(counted, turned, 
     document["priors"]["ra"] = counted
     path.write_text(json.dumps(document))
     assert read_posterior(path).priors == priors
+    for damaged in (None, [], {"dec": "1.0"}, {"ra": 1.0}):
+        document["meta_data"]["sky"]["counted"] = damaged
+        path.write_text(json.dumps(document))
+        with pytest.raises(DamagedDataError, match="is no posterior file"):
+            read_posterior(path)

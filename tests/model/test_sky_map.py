@@ -68,7 +68,7 @@ def test_of_an_event_out_of_frames_the_map_is_that_in_the_sky(tmp_path, monkeypa
         path = write_skymap(posterior, tmp_path / "a.multiorder.fits")
         table = read_sky_map(str(path), moc=True)
     order, pixel = moc.uniq2nest(table["UNIQ"][np.argmax(table["PROBDENSITY"])])
-    ra, dec = healpix_to_lonlat(pixel, 2**order, order="nested")
+    ra, dec = healpix_to_lonlat(pixel, 2 ** int(order), order="nested")
     assert (ra.to_value(rad), dec.to_value(rad)) == pytest.approx((3.0, 0.3), abs=0.05)
     assert table.meta["gps_time"] == pytest.approx(1587491218.0, abs=0.01)
 
