@@ -137,7 +137,7 @@ def summary(diagnosis: Diagnosis) -> str:
         f"must reach {diagnosis.level:g}"
     )
     lines += [f"  picture {path}" for path in diagnosis.pictures]
-    lines.append(f"  all on one page: {diagnosis.page}")
+    lines += [f"  all on one page: {diagnosis.page}"] if diagnosis.page else []
     return "\n".join([*lines, f"verdict: {verdict(diagnosis)}"])
 
 

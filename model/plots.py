@@ -2,9 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import corner
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from storage.arrays import Array
 from storage.results import Posterior
@@ -53,6 +53,8 @@ BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#8a8f98"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 STYLES = ("-", (0, (5, 1.5)), (0, (1, 1.2)))
 DOTS_PER_INCH = 150
+EDGE = 0.08  # of a panel, at either end, without ticks
+FEWEST_SMOOTH = 30  # effective samples, below which contours would be of the smoothing
 ROOM_FOR_A_MAP = 6  # parameters, from which on a corner plot leaves room
 
 
@@ -96,7 +98,8 @@ def plot_corner(posterior: Posterior, path: Path) -> Path:
     """Draw the marginals of one posterior in one and two dimensions, with the truth.
 
     Contours hold 50 and 90 %; titles give the median and the 90 % interval. Of a reweighted
-    posterior, what it was before is drawn in grey.
+    posterior, what it was before is drawn in grey. Fewer than 30 effective samples are drawn as
+    points, as large as their weights.
 
     Args:
         posterior: Of one event.
@@ -112,12 +115,18 @@ def plot_corner(posterior: Posterior, path: Path) -> Path:
     equal = np.full(len(samples), 1 / len(samples))
     exact = posterior.exact
     weights = equal if exact is None else exact.weights / exact.weights.sum()
-    bins = int(np.clip(1.5 * (weights**2).sum() ** (-1 / 3), 15, 40))  # of effective samples
+    effective = 1 / (weights**2).sum()
+    few, enough = effective < FEWEST_SMOOTH, len(samples) >= FEWEST_SMOOTH
+    bins = int(np.clip(1.5 * effective ** (1 / 3), 15, 40))
     with warnings.catch_warnings():  # of contours in marginals that are too narrow for any
         warnings.simplefilter("ignore")
         if exact is not None:
-            _corner(figure, samples, labels, truths, ranges, equal, bins, GREY)
-        _corner(figure, samples, labels, truths, ranges, weights, bins, BLUE)
+            _corner(figure, samples, labels, truths, ranges, equal, bins, GREY, enough)
+        _corner(figure, samples, labels, truths, ranges, weights, bins, BLUE, smooth=not few)
+    panels = np.array(figure.axes).reshape(len(names), len(names))
+    _keep_ticks_apart(panels)
+    if few:
+        _scatter(panels, samples, weights)
     for number, column in enumerate(samples.T):
         axes = figure.axes[number * (len(names) + 1)]
         title = f"{symbol(names[number])} = {_median_and_width(column, weights)}"
@@ -125,7 +134,9 @@ def plot_corner(posterior: Posterior, path: Path) -> Path:
     snr = "" if posterior.optimal_snr is None else f"\nnetwork SNR {posterior.optimal_snr:.0f}"
     text = f"event {posterior.event}{snr}\n{len(samples):,} samples\ntruth in orange"
     if exact is not None:
-        text += f"\nreweighted in blue: {exact.effective_samples:,.0f} effective\nbefore in grey"
+        points = "\npoints as large as their weight" if few else ""
+        text += f"\nreweighted in blue: {exact.effective_samples:,.0f} effective{points}"
+        text += "\nbefore in grey"
     figure.text(0.97, 0.97, text, ha="right", va="top", fontsize=12, linespacing=1.5)
     if {"ra", "dec"} <= set(names) and len(names) >= ROOM_FOR_A_MAP:
         from model.sky_map import draw_sky
@@ -172,6 +183,7 @@ def _corner(
     weights: Float[Array, "sample"],
     bins: int,
     colour: str,
+    smooth: bool = True,
 ) -> None:
     corner.corner(
         samples,
@@ -182,18 +194,49 @@ def _corner(
         color=colour,
         weights=weights,
         bins=bins,
-        smooth=1.0,
-        smooth1d=1.0,
+        smooth=1.0 if smooth else None,
+        smooth1d=1.0 if smooth else None,
         levels=(0.5, 0.9),
         quantiles=() if colour == GREY else (0.05, 0.95),
         label_kwargs={"fontsize": 12},
         labelpad=0.06,
         plot_datapoints=False,
         range=ranges,
-        fill_contours=colour != GREY,
-        plot_density=colour != GREY,
+        plot_contours=smooth,
+        fill_contours=smooth and colour != GREY,
+        plot_density=smooth and colour != GREY,
         max_n_ticks=4,
     )
+
+
+class _InnerLocator(MaxNLocator):
+    """Ticks that keep off the ends, where their numbers would meet those of the next panel."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        margin = EDGE * (vmax - vmin)
+        ticks = super().tick_values(vmin, vmax)
+        return [tick for tick in ticks if vmin + margin <= tick <= vmax - margin]
+
+
+def _keep_ticks_apart(panels: Any) -> None:  # noqa: ANN401  # an array of axes
+    for row, column in zip(*np.tril_indices(len(panels)), strict=True):
+        axes: Axes = panels[row, column]
+        axes.xaxis.set_major_locator(_InnerLocator(4))
+        if row > column:
+            axes.yaxis.set_major_locator(_InnerLocator(4))
+        axes.tick_params(labelrotation=45)
+
+
+def _scatter(
+    panels: Any,  # noqa: ANN401  # an array of axes
+    samples: Float[Array, "sample parameter"],
+    weights: Float[Array, "sample"],
+) -> None:
+    """Draw samples as points whose areas are their weights; the largest has 60 square points."""
+    for row, column in zip(*np.tril_indices(len(panels), -1), strict=True):
+        x, y = samples[:, column], samples[:, row]
+        areas = 60 * weights / weights.max()
+        panels[row, column].scatter(x, y, s=areas, color=BLUE, alpha=0.7, linewidth=0)
 
 
 def _median_and_width(samples: Float[Array, "sample"], weights: Float[Array, "sample"]) -> str:

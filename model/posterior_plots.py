@@ -53,12 +53,17 @@ def plot_widths(
                 axes.set_ylabel(f"width of {label(name)}")
     for axes in grid[len(names) * len(against) :]:
         axes.set_axis_off()
-    figure.suptitle(
-        f"Shortest 90 % interval of {len(events)} events; running median in blue, prior dotted, "
-        r"dashed $\propto 1/\mathrm{SNR}$",
-        fontsize=11,
-    )
+    figure.suptitle(_widths_title(len(events), against[0][0] == SNR, across), fontsize=11)
     return save(figure, path)
+
+
+def _widths_title(events: int, guide: bool, across: int) -> str:
+    """The title, in as many lines as the columns of panels leave room for."""
+    dashed = [r"dashed $\propto 1/\mathrm{SNR}$"] if guide else []
+    curves = ["running median in blue", "prior dotted", *dashed]
+    lines = [f"Shortest 90 % interval of {events} events"]
+    lines += [", ".join(curves)] if across > 1 else [", ".join(curves[:2]), *curves[2:]]
+    return "\n".join(lines)
 
 
 def _width_panel(
@@ -70,18 +75,23 @@ def _width_panel(
 ) -> None:
     axes.scatter(x, widths, s=7, color=GREY, alpha=0.45, linewidth=0)
     middles, medians = _running_median(x, widths)
+    wide = widths > 0  # a log axis has no place for 0
     if text == SNR:
         plain_log_axis(axes, "x")
-        scale = np.median(x) * np.median(widths)
-        ends = np.array([x.min(), x.max()])
-        axes.plot(ends, scale / ends, color=ORANGE, linewidth=1.2, linestyle=(0, (5, 2)))
+        if wide.any():
+            scale = np.median(x[wide]) * np.median(widths[wide])
+            along = np.geomspace(x.min(), x.max(), 100)
+            axes.plot(along, scale / along, color=ORANGE, linewidth=1.2, linestyle=(0, (5, 2)))
     if prior is not None:
         axes.axhline(prior, color="black", linewidth=0.9, linestyle=":")
     axes.plot(middles, medians, color=BLUE, linewidth=2)
-    if (widths > 0).all():
+    if wide.any():
         plain_log_axis(axes, "y")
-        low, high = widths.min(), max(widths.max(), prior or 0.0)
+        low, high = widths[wide].min(), max(widths.max(), prior or 0.0)
         axes.set_ylim(low / 1.3, high * 1.3)
+        if not wide.all():
+            left_out = f"{(~wide).sum()} of width 0 not shown"
+            axes.text(0.03, 0.04, left_out, fontsize=8, transform=axes.transAxes)
     axes.set_xlabel(text)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -34,6 +34,7 @@ def draw_sky(axes: Axes, posterior: Posterior) -> None:
         axes: In Mollweide's projection.
         posterior: That infers ra and dec.
     """
+    posterior = posterior.in_the_sky()
     ra, dec, weights = _on_the_sky(posterior)
     region = credible_region(ra, dec, weights)
     order = np.argsort(region.pixels)
@@ -62,7 +63,8 @@ def write_skymap(posterior: Posterior, path: str | Path, samples: int = 1000) ->
     """Write a multi-order FITS sky map, as ligo.skymap makes it of posterior samples.
 
     With distances where the posterior infers them. `ligo-skymap-plot`, `ligo-skymap-stats`, Aladin
-    and the brokers of alerts read it. The same posterior gives the same map.
+    and the brokers of alerts read it. The same posterior gives the same map. An event that was
+    cut out of frames is where it is in the sky.
 
     Args:
         posterior: That infers ra and dec.
@@ -81,6 +83,7 @@ def write_skymap(posterior: Posterior, path: str | Path, samples: int = 1000) ->
         raise InputError("ligo.skymap is not installed; pip install 'strainflow[skymap]' has it")
     from ligo.skymap.io import write_sky_map
 
+    posterior = posterior.in_the_sky()
     draw = np.random.default_rng(posterior.event)
     rows = posterior.equally_weighted()
     if (distinct := len(np.unique(rows))) < FEWEST:

@@ -22,6 +22,7 @@ GUESSED = [
 def to_frame(posterior: "results.Posterior") -> Any:  # noqa: ANN401  # pandas may not be there
     """All samples as a pandas frame, as `Posterior.to_frame` says."""
     pandas = _need("pandas")
+    posterior = posterior.in_the_sky()
     columns = dict(zip(posterior.names, posterior.samples.T, strict=True))
     columns[results.LOG_PROB] = posterior.log_prob
     if exact := posterior.exact:
@@ -42,25 +43,23 @@ def to_bilby(posterior: "results.Posterior", derived: bool) -> Any:  # noqa: ANN
         result = bilby.result.read_in_result(str(path))
     if derived:
         conversion = import_module("bilby.gw.conversion")
-        fixed = {
-            name: value for name, value in posterior.truth.items() if name in _fixed(posterior)
-        }
-        samples = result.posterior.assign(**fixed)
+        samples = result.posterior.assign(**_fixed(posterior.in_the_sky()))
         everything = conversion.generate_all_bbh_parameters(samples)
         result.posterior = everything.drop(columns=GUESSED, errors="ignore")
     return result
 
 
-def _fixed(posterior: "results.Posterior") -> set[str]:
-    """Parameters that were not inferred because their prior is one number."""
-    found = set()
+def _fixed(posterior: "results.Posterior") -> dict[str, float]:
+    """Parameters that were not inferred because their prior is one number, and that number."""
+    found = {}
     for name, text in posterior.priors.items():
         try:
-            float(text)
+            value = float(text)
         except ValueError:
             continue
-        found.add(name)
-    return found - set(posterior.names)
+        if name not in posterior.names:
+            found[name] = value
+    return found
 
 
 def _need(package: str) -> Any:  # noqa: ANN401  # a module

@@ -20,6 +20,8 @@ SUFFIX = "_result.json"
 VERSION = "strainflow, in the form of bilby=2"  # PESummary looks for the word bilby
 LOG_PROB = "log_prob"
 LOG_LIKELIHOOD, LOG_PRIOR, WEIGHTS = "log_likelihood", "log_prior", "weights"
+TURNING = ("geocent_time", "ra")  # that are others in the sky than in a data set cut out of frames
+CIRCLE = 2 * math.pi
 REWEIGHTED = "reweighted"  # the folder below that of the samples
 # Stands for the logarithm of zero, as bilby writes it: JSON has no infinity.
 IMPOSSIBLE = -float(np.finfo(np.float64).max)
@@ -83,7 +85,8 @@ class Posterior:
         data: The data set that holds the event, as it was called; empty where it is not known.
         exact: What reweighting found; None before.
         sky: Of an event that was cut out of frames, how its time and right ascension are counted
-            here: `Schema.moment_of`. Here they are the data set's; a file holds those in the sky.
+            here: `Schema.moment_of`. Samples, truth and priors are the data set's here; a file
+            holds those in the sky. Empty where there is nothing to shift.
     """
 
     event: int
@@ -104,15 +107,25 @@ class Posterior:
         return f"event_{self.event:09d}"
 
     def in_the_sky(self) -> "Posterior":
-        """The same with the time and right ascension that the event has in the sky."""
-        return self._moved(1) if self.sky else self
+        """The same with the time and right ascension that the event has in the sky.
+
+        Samples, truth and priors; what is in the sky already stays as it is.
+        """
+        if not self.sky:
+            return self
+        priors = dict(self.priors)
+        if "geocent_time" in priors:
+            priors["geocent_time"] = self.sky["geocent_time"]
+        if "ra" in priors:
+            priors["ra"] = _turned(priors["ra"], self.sky["ra_shift"])
+        return replace(self._moved(1), priors=priors, sky={})
 
     def _moved(self, sign: int) -> "Posterior":
         """To the sky (1), or back to the data set (-1)."""
         truth, samples = dict(self.truth), self.samples.copy()
         for name, key, period in (
             ("geocent_time", "time_shift", math.inf),
-            ("ra", "ra_shift", 2 * math.pi),
+            ("ra", "ra_shift", CIRCLE),
         ):
             shift = sign * self.sky[key]
             if name in truth:
@@ -141,7 +154,8 @@ class Posterior:
         """All samples as a pandas frame, a column a parameter, and `log_prob`.
 
         After reweighting also `log_likelihood`, `log_prior` and `weights`; the rows are then not
-        of equal weight, those of `equally_weighted` are.
+        of equal weight, those of `equally_weighted` are. Time and right ascension are those in the
+        sky, as in the file.
 
         Raises:
             InputError: pandas is not installed.
@@ -211,10 +225,9 @@ def write_posterior(folder: Path, posterior: Posterior) -> Path:
             "strainflow": dict(posterior.provenance),
         },
     }
-    if posterior.sky:
-        content["priors"] |= {"geocent_time": posterior.sky["geocent_time"]}
-        here = {"counted": counted.priors.get("geocent_time")}
-        content["meta_data"] |= {"sky": {**posterior.sky, **here}}
+    if counted.sky:
+        here = {name: counted.priors[name] for name in TURNING if name in counted.priors}
+        content["meta_data"] |= {"sky": {**counted.sky, "counted": here}}
     path = result_path(folder, posterior.event)
     # Ten times as fast as Python's own, which took longer than a GPU takes to draw the samples.
     write_atomically(path, orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY))
@@ -275,14 +288,38 @@ def read_posterior(path: Path) -> Posterior:
 
 def _as_counted(posterior: Posterior) -> Posterior:
     """A posterior of the sky, as the file holds it, as the data set counts it."""
-    sky, priors = dict(posterior.sky), dict(posterior.priors)
-    text = sky.pop("counted")
+    sky = dict(posterior.sky)
+    priors = sky.pop("counted")
+    if isinstance(priors, str):  # of the time alone, as files once had it
+        priors = {"geocent_time": priors}
+    if not isinstance(priors, dict) or not priors.keys() <= set(TURNING):
+        raise ValueError("sky")
     if not all(type(sky[name]) in (int, float) for name in ("time_shift", "ra_shift")):
         raise ValueError("sky")
-    if not all(isinstance(words, str) for words in (text, sky["geocent_time"])):
+    if not all(isinstance(text, str) for text in (*priors.values(), sky["geocent_time"])):
         raise ValueError("sky")
     counted = posterior._moved(-1)
-    return replace(counted, priors=priors | {"geocent_time": text}, sky=sky)
+    return replace(counted, priors={**posterior.priors, **priors}, sky=sky)
+
+
+def _turned(text: str, shift: float) -> str:
+    """The prior of a right ascension, moved: a number, or the ends of a uniform one.
+
+    Another shape stays as it is, and so does what spans the circle. An interval begins below 2 pi,
+    and may end beyond.
+    """
+    match = re.fullmatch(r"Uniform\((?:minimum=)?([^,=]+), *(?:maximum=)?([^,=]+)\)", text)
+    try:
+        low, *high = [float(number) for number in (match.groups() if match else (text,))]
+    except ValueError:
+        return text
+    start = float(np.mod(low + shift, CIRCLE))
+    if not high:
+        return repr(start)
+    width = high[0] - low
+    return (
+        text if width > CIRCLE - 1e-9 else f"Uniform(minimum={start!r}, maximum={start + width!r})"
+    )
 
 
 def _exact(content: Mapping[str, Any], columns: Mapping[str, Any]) -> Exact:

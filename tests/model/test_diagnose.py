@@ -107,6 +107,7 @@ def test_pictures_are_written_where_the_words_say(calibrated, tmp_path, capsys):
     assert page.count("src=") == 5
     assert "http" not in page, "the page needs something else"
     assert ">1000 posteriors: calibrated<" in page
+    assert "all on one page" not in page, "the page tells where it lies, and does not know yet"
     for name in NAMES:
         assert f"<td>{name}</td>" in page
 

@@ -139,7 +139,7 @@ def test_samples_without_any_weight_are_named(tmp_path):
     folder = write_all(tmp_path / "r", posteriors)
     path = folder / "event_000000003_result.json"
     content = path.read_text()
-    at = content.index('"weights": [', content.index("nested_samples")) + len('"weights": [')
+    at = content.index('"weights":[', content.index("nested_samples")) + len('"weights":[')
     end = content.index("]", at)
     path.write_text(content[:at] + ", ".join(["0.0"] * 400) + content[end:])
     with pytest.raises(InputError, match="event_000000003: has no samples of positive weight"):

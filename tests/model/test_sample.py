@@ -368,3 +368,38 @@ def test_right_ascension_and_truth_are_turned_and_come_back(tmp_path):
     assert np.allclose(read.samples, samples, atol=1e-12)
     assert read.truth == {"ra": pytest.approx(3.0), "geocent_time": 1.5, "dec": 0.25}
     assert (read.priors, read.sky) == (written.priors, sky)
+    there = written.in_the_sky()
+    assert there.in_the_sky() is there, "what is in the sky was shifted once more"
+    assert read_posterior(write_posterior(tmp_path, there)).samples == pytest.approx(there.samples)
+
+
+@pytest.mark.parametrize(
+    ("counted", "turned"),
+    [
+        ("3.0", "2.7168146928204138"),
+        ("Uniform(minimum=0.5, maximum=1.0)", "Uniform(minimum=0.21681469282041377, maximum="),
+        ("Uniform(0.5, 1.0)", "Uniform(minimum=0.21681469282041377, maximum=0.716814692820"),
+        ("Uniform(minimum=0.1, maximum=1.1)", "Uniform(minimum=6.1, maximum=7.1)"),
+        ("Uniform(minimum=0.0, maximum=6.283185307179586)",) * 2,
+        ("Sine(minimum=0.5, maximum=1.0)",) * 2,
+    ],
+)
+def test_the_prior_of_right_ascension_is_turned_and_comes_back(counted, turned, tmp_path):
+    sky = {"gps": 1e9, "time_shift": 50.0, "ra_shift": 6.0, "geocent_time": "51.0"}
+    priors = {"dec": "Cosine()", "ra": counted, "geocent_time": "1.0"}
+    written = Posterior(0, ("dec",), np.zeros((2, 1)), np.zeros(2), {}, priors, sky=sky)
+    path = write_posterior(tmp_path, written)
+    document = json.loads(path.read_text())
+    assert document["priors"]["ra"].startswith(turned)
+    assert document["priors"] == written.in_the_sky().priors
+    assert read_posterior(path).priors == priors
+
+    document["meta_data"]["sky"]["counted"] = "1.0"  # as it was before: of the time alone
+    document["priors"]["ra"] = counted
+    path.write_text(json.dumps(document))
+    assert read_posterior(path).priors == priors
+    for damaged in (None, [], {"dec": "1.0"}, {"ra": 1.0}):
+        document["meta_data"]["sky"]["counted"] = damaged
+        path.write_text(json.dumps(document))
+        with pytest.raises(DamagedDataError, match="is no posterior file"):
+            read_posterior(path)

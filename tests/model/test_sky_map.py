@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from model import write_skymap
+from model import sky_map, write_skymap
 from model.sky import CREDIBLE, describe_sky
 from storage.errors import InputError
 from storage.results import Exact, Posterior
@@ -47,6 +48,33 @@ def test_a_sky_map_holds_the_modes_and_distances_of_its_samples(tmp_path):
     ours = describe_sky(posterior.samples[:, 0], posterior.samples[:, 1], weights)
     assert degrees == pytest.approx(ours.area, rel=0.3)
     assert ours.modes == 2
+
+
+def test_of_an_event_out_of_frames_the_map_is_that_in_the_sky(tmp_path, monkeypatch):
+    moc = pytest.importorskip("ligo.skymap.moc")
+    from astropy.units import rad
+    from astropy_healpix import healpix_to_lonlat
+    from ligo.skymap.io import read_sky_map
+
+    monkeypatch.setattr(sky_map, "MOST_CLUSTERS", 1)
+    monkeypatch.setattr(sky_map, "TRIALS", 1)
+    draw = np.random.default_rng(0)
+    samples = draw.normal((1.0, 0.3, 1577491218.0), (0.05, 0.05, 0.001), (60, 3))
+    sky = {"time_shift": 1e7, "ra_shift": 2.0, "geocent_time": "Uniform(0, 1)"}
+    names = ("ra", "dec", "geocent_time")
+    posterior = Posterior(3, names, samples, np.zeros(60), {"ra": 1.0, "dec": 0.3}, {}, sky=sky)
+    with warnings.catch_warnings():  # of erfa, for a date that it has no leap seconds for
+        warnings.simplefilter("ignore")
+        path = write_skymap(posterior, tmp_path / "a.multiorder.fits")
+        table = read_sky_map(str(path), moc=True)
+    order, pixel = moc.uniq2nest(table["UNIQ"][np.argmax(table["PROBDENSITY"])])
+    ra, dec = healpix_to_lonlat(pixel, 2 ** int(order), order="nested")
+    assert (ra.to_value(rad), dec.to_value(rad)) == pytest.approx((3.0, 0.3), abs=0.05)
+    assert table.meta["gps_time"] == pytest.approx(1587491218.0, abs=0.01)
+
+    axes = Figure().add_subplot(projection="mollweide")
+    sky_map.draw_sky(axes, posterior)
+    assert axes.lines[0].get_xdata() == pytest.approx(-3.0)
 
 
 def test_a_posterior_without_a_place_on_the_sky_has_no_map(tmp_path):

@@ -1,5 +1,7 @@
 """Posteriors open in pandas and bilby."""
 
+from dataclasses import replace
+
 import bilby
 import numpy as np
 import pytest
@@ -76,6 +78,26 @@ def test_derived_parameters_are_bilbys_own():
     assert (samples["mass_1_source"] < samples["mass_1"]).all()
     assert {"redshift", "chi_eff", "chi_p", "total_mass"} <= set(samples.columns)
     assert not {"waveform_approximant", "reference_frequency"} & set(samples.columns)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_of_an_event_out_of_frames_all_is_in_the_sky(known):
+    sky = {"gps": 1e9, "time_shift": 5e7, "ra_shift": 6.0, "geocent_time": "1627491218.0"}
+    simulated = posterior()
+    ours = replace(simulated, truth=simulated.truth if known else {}, sky=sky)
+    samples = ours.to_bilby(derived=True).posterior
+    assert {"mass_1", "chi_eff", "redshift"} <= set(samples.columns)
+    assert (samples["geocent_time"] == 1627491218.0).all()
+    assert samples["ra"].to_numpy() == pytest.approx(7 - 2 * np.pi)
+    assert (samples["theta_jn"] == 0.4).all()
+
+    names = ("ra", "geocent_time")
+    points = np.tile([1.0, 1577491218.0], (50, 1))
+    inferred = replace(ours, names=names, samples=points)
+    frame, result = inferred.to_frame(), inferred.to_bilby()
+    assert (frame["geocent_time"] == 1627491218.0).all()
+    for name in names:
+        assert np.array_equal(frame[name], result.posterior[name])
 
 
 def test_a_file_says_that_its_form_is_bilbys(tmp_path):
