@@ -38,7 +38,7 @@ from pipeline.waveform import WaveformError
 from storage.arrays import Array
 from storage.dataset import create_dataset, read_schema
 from storage.encodings import certified, encoding_named
-from storage.errors import InputError
+from storage.errors import DamagedDataError, InputError
 from storage.manifest import finished_shards, has_finished_shards, manifest_path
 from storage.progress import progress_bar
 from storage.schema import GROUP_METADATA, Event, Schema
@@ -111,10 +111,11 @@ def cut_dataset(config: CutConfig, like: str | Path | Store, out: str | Path | S
     target = store_of(out)
     refuse_a_file(target)
     task = _Task.of(config, like)
-    with target.only_writer():
-        if has_finished_shards(target):  # --like may have grown, or lost its manifests, meanwhile
+    if has_finished_shards(target):  # --like may have grown, or lost its manifests, meanwhile
+        with suppress(InputError, DamagedDataError):  # of metadata that are written again below
             task = replace(task, share=recorded_share(read_schema(target)))
-        schema = task.schema()
+    schema = task.schema()
+    with target.only_writer():
         create_dataset(target, schema, task.simulator.psd)
         target.remove_partial_files()
         task.warn_of_few_periodograms()
