@@ -82,10 +82,10 @@ def _leave_in_peace() -> None:
 
 
 def info(data: str, /, *, json: bool = False) -> int:
-    """Say what a data set or a run is, and how far.
+    """Say what a data set or a run is, and how far, or what a folder of result files holds.
 
     Args:
-        data: Folder of the data set, or of the run.
+        data: Folder of the data set, of the run, or of result files.
         json: Print it as JSON.
     """
     if not (Path(data) / CONFIG).is_file():

@@ -1,5 +1,6 @@
 """Segments of real data as a data set: cut out of frames, whitened as simulated events are."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ from jaxtyping import Float
 
 from pipeline.config import PsdConfig, simulation_to_dict, without_paths
 from pipeline.distributions import Distribution
+from pipeline.event_prior import has_window, recorded, recorded_share, share_of_dataset
 from pipeline.frame_file import digest_of
 from pipeline.frame_noise import ESTIMATE
 from pipeline.frames import Frames
@@ -30,14 +32,14 @@ from pipeline.run import (
     simulator_of_dataset,
 )
 from pipeline.runlog import RunLog
-from pipeline.segment import Cutter, estimate_psd
+from pipeline.segment import Cutter, PsdEstimate, estimate_psd
 from pipeline.simulate import Simulator
 from pipeline.waveform import WaveformError
 from storage.arrays import Array
-from storage.dataset import create_dataset
+from storage.dataset import create_dataset, read_schema
 from storage.encodings import certified, encoding_named
-from storage.errors import InputError
-from storage.manifest import finished_shards, manifest_path
+from storage.errors import DamagedDataError, InputError
+from storage.manifest import finished_shards, has_finished_shards, manifest_path
 from storage.progress import progress_bar
 from storage.schema import GROUP_METADATA, Event, Schema
 from storage.urls import Store, store_of
@@ -99,7 +101,7 @@ def cut_dataset(config: CutConfig, like: str | Path | Store, out: str | Path | S
     Args:
         config: What, and out of which frames.
         like: The data set whose configuration the events are to fit, such as the one that a network
-            was trained on; only its metadata and its PSD are read.
+            was trained on; its metadata and its PSD are read, and the manifests that are there.
         out: The new data set.
 
     Raises:
@@ -109,10 +111,14 @@ def cut_dataset(config: CutConfig, like: str | Path | Store, out: str | Path | S
     target = store_of(out)
     refuse_a_file(target)
     task = _Task.of(config, like)
+    if has_finished_shards(target):  # --like may have grown, or lost its manifests, meanwhile
+        with suppress(InputError, DamagedDataError):  # of metadata that are written again below
+            task = replace(task, share=recorded_share(read_schema(target)))
     schema = task.schema()
     with target.only_writer():
         create_dataset(target, schema, task.simulator.psd)
         target.remove_partial_files()
+        task.warn_of_few_periodograms()
         return _complete(target, schema, task)
 
 
@@ -125,12 +131,17 @@ class _Task:
         simulator: Of the simulated events that these are like, with the PSD that these have.
         frames: The files.
         moments: When the events are.
+        estimates: Of the PSD of each detector, where it is estimated.
+        share: Of the draws from the prior that are accepted, and its relative error; None where
+            that is not known.
     """
 
     config: CutConfig
     simulator: Simulator
     frames: Frames
     moments: tuple[Moment, ...]
+    estimates: tuple[PsdEstimate, ...] = ()
+    share: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, config: CutConfig, like: str | Path | Store) -> "_Task":
@@ -145,7 +156,13 @@ class _Task:
         frames = Frames.find(config.frames)
         moments = moments_of(config.gps, config.injections, trained.config)
         task = cls(config, trained, frames, moments)
-        return replace(task, simulator=replace(trained, psd=task._psd()))
+        if config.psd == ESTIMATE:
+            task = replace(task, estimates=task._estimates())
+        psd = task._psd()
+        # The window is one of SNRs, so that by another PSD another share lies in it.
+        known = np.array_equal(psd, trained.psd) or not has_window(trained.config)
+        share = share_of_dataset(like, trained.config) if known else None
+        return replace(task, simulator=replace(trained, psd=psd), share=share)
 
     @property
     def cutter(self) -> Cutter:
@@ -190,6 +207,19 @@ class _Task:
             strain = cutter.segment(stretches, moment.start, np.random.default_rng(seed))
             yield Event(number, strain, moment.parameters(), self._snr(moment), {})
 
+    def warn_of_few_periodograms(self) -> None:
+        """Say on standard error that the frames held less than a PSD was to be estimated of."""
+        named = zip(self.config.channels, self.estimates, strict=False)
+        few = [(name, item) for name, item in named if item.periodograms < item.wanted]
+        if few:
+            name, worst = min(few, key=lambda pair: pair[1].periodograms)
+            print(
+                f"strainflow cut: psd: the frames hold {worst.periodograms} periodograms of {name} "
+                f"({worst.seconds:.10g} s), {worst.wanted} were asked for by --psd_duration "
+                f"{self.config.psd_duration:g}: the estimate scatters more",
+                file=sys.stderr,
+            )
+
     def _facts(self, times: Distribution) -> dict[str, Any]:
         """Where the data come from."""
         config, cutter = self.config, self.cutter
@@ -204,6 +234,7 @@ class _Task:
             "psd": self._psd_in_words(),
             "margin": config.margin,
             "fill": config.fill,
+            **recorded(self.share),
             "events": [
                 {**moment.to_dict(), "geocent_time": describe(shifted(times, moment.time_shift))}
                 for moment in self.moments
@@ -215,11 +246,20 @@ class _Task:
         if config.psd is None:
             return "of the data set that these are like"
         if config.psd == ESTIMATE:
-            return (
-                f"median of periodograms of {config.psd_segment:g} s in {config.psd_duration:g} s "
-                "around each segment"
-            )
+            counts = dict.fromkeys((item.periodograms, item.seconds) for item in self.estimates)
+            taken = " or ".join(f"{count} in {seconds:.10g} s" for count, seconds in counts)
+            where = "segment" if len(self.moments) == 1 else "segments"
+            return f"median of periodograms of {config.psd_segment:g} s around the {where}, {taken}"
         return Path(config.psd).name
+
+    def _estimates(self) -> tuple[PsdEstimate, ...]:
+        config, cutter = self.config, self.cutter
+        spans = [cutter.span(moment.start) for moment in self.moments]
+        lengths = config.psd_duration, config.psd_segment
+        return tuple(
+            estimate_psd(self.frames, name, spans, self.simulator.config, *lengths)
+            for name in config.channels
+        )
 
     def _psd(self) -> Float[Array, "detector frequency"]:
         """One-sided PSD of each detector [1/Hz], on the bins of the generated waveform."""
@@ -227,12 +267,7 @@ class _Task:
         if config.psd is None:
             return self.simulator.psd
         if config.psd == ESTIMATE:
-            cutter = self.cutter
-            spans = [cutter.span(moment.start) for moment in self.moments]
-            lengths = config.psd_duration, config.psd_segment
-            return np.array(
-                [estimate_psd(self.frames, c, spans, physics, *lengths) for c in config.channels]
-            )
+            return np.array([item.psd for item in self.estimates])
         file = config.psd if Path(config.psd).is_file() else None
         named = PsdConfig(name=config.psd, file=file, quantity=config.psd_quantity)
         names = [detector.name for detector in self.simulator.detectors]

@@ -5,28 +5,43 @@ model refuses it. So the events' density is the prior's product of densities, ze
 refused, divided by the share of draws that were accepted. An estimator that was trained on such
 events approximates the posterior under this density, and samples are reweighted to no other: where
 the window lets nothing through it was never trained.
+
+The share is counted in the manifests of simulated events. Events that were cut out of frames have
+that of the data set that they are like, where that was known; if not, it is found by drawing.
 """
 
 import math
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float
 
 from pipeline.config import SimulationConfig
 from pipeline.distributions import DeltaFunction, Distribution, Uniform
+from pipeline.noise import optimal_snr
+from pipeline.simulate import Simulator
+from pipeline.waveform import WaveformError
 from storage.arrays import Array
-from storage.errors import InputError
-from storage.manifest import iterate_manifests
+from storage.dataset import read_schema
+from storage.errors import DamagedDataError, InputError
+from storage.manifest import Manifest, iterate_manifests, manifests_or_damage
+from storage.progress import progress_bar
 from storage.schema import Schema
-from storage.urls import Store
+from storage.urls import Store, store_of
 
 OF_WINDOW = ("snr_below_minimum", "snr_above_maximum")
+ACCEPTED = "accepted_share"  # the key, in what a data set records of its frames
+
+DRAWS = 2000  # inside the constraints: they know a share of 0.15 to 5 %
+FIRST_DRAWS = 20  # which tell how long all will take
+LONGEST = 600.0  # that the draws may take [s of CPU]
+_ADVICE = "cut with a --like that has its manifests, and with its PSD"
 
 
 @dataclass(frozen=True)
@@ -44,23 +59,26 @@ class EventPrior:
     share_error: float
 
     @classmethod
-    def of(cls, config: SimulationConfig, url: str | Path | Store, schema: Schema) -> Self:
+    def of(cls, simulator: Simulator, url: str | Path | Store, schema: Schema) -> Self:
         """The density, with the share from the draws that the manifests count as thrown away.
 
+        Of a data set that was cut out of frames it is the recorded one, or drawn.
+
         Raises:
-            InputError: There is no finished shard.
+            InputError: There is no finished shard, or drawing takes too long.
             DamagedDataError: A manifest was altered.
         """
-        events, rejected = 0, Counter[str]()
-        for manifest in iterate_manifests(url, schema):
-            events += manifest.events
-            rejected.update(manifest.rejected)
-        if not events:
+        store, config = store_of(url), simulator.config
+        share = _counted_share(iterate_manifests(store, schema), config)
+        was_cut = "frames" in schema.provenance
+        if share is None:
+            verb = "cut" if was_cut else "simulate"
             raise InputError(
-                f"{url}: holds no finished shard; finish it with `strainflow simulate`"
+                f"{store.url}: holds no finished shard; finish it with `strainflow {verb}`"
             )
-        together = config.extrinsic_draws_per_waveform
-        return cls(config, *accepted_share(events, rejected, together))
+        if was_cut:
+            share = recorded_share(schema) or drawn_share(simulator)
+        return cls(config, *share)
 
     @cached_property
     def distributions(self) -> dict[str, Distribution]:
@@ -155,3 +173,116 @@ def accepted_share(events: int, rejected: Counter[str], together: int) -> tuple[
     before = sum(count for name, count in rejected.items() if name not in OF_WINDOW)
     share = window / (1 + before * window / first)
     return share, math.sqrt((1 - share) / first)
+
+
+def share_of_dataset(
+    url: str | Path | Store, config: SimulationConfig
+) -> tuple[float, float] | None:
+    """The accepted share and its relative error, as far as a data set knows it.
+
+    From the manifests of simulated events that can be read. Of a data set that was cut itself, the
+    recorded one.
+    """
+    store = store_of(url)
+    schema = read_schema(store)
+    if "frames" in schema.provenance:
+        return recorded_share(schema)
+    found = (item for _, item in manifests_or_damage(store, schema))
+    return _counted_share((item for item in found if isinstance(item, Manifest)), config)
+
+
+def recorded_share(schema: Schema) -> tuple[float, float] | None:
+    """The share, and its relative error, that a data set recorded when it was cut.
+
+    Raises:
+        DamagedDataError: They are none.
+    """
+    facts: Any = schema.provenance.get("frames")
+    if not isinstance(facts, dict) or ACCEPTED not in facts:
+        return None
+    found: Any = facts[ACCEPTED]
+    try:
+        share, error = float(found["share"]), float(found["error"])
+    except (KeyError, TypeError, ValueError):
+        share, error = math.nan, math.nan
+    if not (0 < share <= 1 and 0 <= error < math.inf):
+        raise DamagedDataError(
+            f"zarr.json: its frames.{ACCEPTED} is no share and error, so it was altered; "
+            "`strainflow repair` restores it"
+        )
+    return share, error
+
+
+def recorded(share: tuple[float, float] | None) -> dict[str, dict[str, float]]:
+    """What a data set records of a share, for `recorded_share`; nothing where it is not known."""
+    return {} if share is None else {ACCEPTED: {"share": share[0], "error": share[1]}}
+
+
+def drawn_share(simulator: Simulator) -> tuple[float, float]:
+    """The share, and its relative error, of a fixed number of draws: a function of configuration.
+
+    Nothing is drawn where there is neither a window nor a constraint: the share is then 1, though
+    the waveform model may refuse a draw.
+
+    Raises:
+        InputError: The waveforms take too long, or none is accepted.
+    """
+    config = simulator.config
+    if not (has_window(config) or config.prior.constraints):
+        return 1.0, 0.0
+    generator = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(0, 3)))
+    accepted, rejected, start = 0, Counter[str](), time.process_time()
+    with progress_bar(DRAWS, "draw from the prior") as bar:
+        for number in range(DRAWS):
+            if number == FIRST_DRAWS:
+                _refuse_if_slow(config, time.process_time() - start)
+            parameters = simulator.draw_allowed(0, generator, rejected)
+            try:
+                snr = optimal_snr(simulator.signal(parameters))
+            except WaveformError:
+                rejected["waveform_failed"] += 1
+            else:
+                inside = simulator.accepts(float(np.linalg.norm(snr)))
+                accepted += inside
+                rejected[OF_WINDOW[0]] += not inside
+            bar.update()
+    if not accepted:
+        raise InputError(
+            f"network_snr: accepts none of {DRAWS} draws from the prior, so that its share is not "
+            f"known; {_ADVICE}"
+        )
+    return accepted_share(accepted, rejected, 1)
+
+
+def _refuse_if_slow(config: SimulationConfig, seconds: float) -> None:
+    """Refuse to draw what would take too long.
+
+    Args:
+        config: Names the waveform model.
+        seconds: That the first draws took.
+    """
+    expected = seconds / FIRST_DRAWS * DRAWS
+    if expected > LONGEST:
+        raise InputError(
+            f"the share of the prior that window and constraints accept is not recorded, and "
+            f"{DRAWS} draws of {config.waveform.approximant} would take {expected / 60:.0f} min to "
+            f"find it; {_ADVICE}"
+        )
+
+
+def has_window(config: SimulationConfig) -> bool:
+    """Whether any network SNR is refused."""
+    return config.network_snr.minimum > 0 or math.isfinite(config.network_snr.maximum)
+
+
+def _counted_share(
+    manifests: Iterable[Manifest], config: SimulationConfig
+) -> tuple[float, float] | None:
+    """The share, and its relative error, that manifests count; None where there are none."""
+    events, rejected = 0, Counter[str]()
+    for manifest in manifests:
+        events += manifest.events
+        rejected.update(manifest.rejected)
+    if not events:
+        return None
+    return accepted_share(events, rejected, config.extrinsic_draws_per_waveform)

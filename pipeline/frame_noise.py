@@ -105,7 +105,7 @@ def frames_psd(config: SimulationConfig, noise: FrameNoise) -> Float[Array, "det
         if left <= 0:
             break
     return np.array(
-        [median_psd(frames, name, spans, config, noise.psd_segment) for name in noise.channels]
+        [median_psd(frames, name, spans, config, noise.psd_segment).psd for name in noise.channels]
     )
 
 

@@ -26,6 +26,8 @@ from storage.results import (
     result_files,
     write_posterior,
 )
+from storage.schema import GROUP_METADATA
+from storage.urls import store_of
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,8 @@ def reweight_results(config: ReweightConfig) -> ReweightReport:
     """
     files = result_files(config.results)
     first = read_posterior(files[0])
-    data = config.data or first.data
-    if not data:
-        raise InputError(f"{files[0]}: does not say which data set it is of; give it with --data")
+    _refuse_reweighted(first, files[0])
+    data = config.data or _recorded_data(first, files[0])
     target = Target.of(data)
     target.require(first, files[0])
     target.prior.needs_phase(first.names)
@@ -81,6 +82,35 @@ def reweight_results(config: ReweightConfig) -> ReweightReport:
         _reweight(config, target, missing, len(first.samples), report)
     report.events.sort(key=lambda event: event.event)
     return report
+
+
+def _recorded_data(posterior: Posterior, path: Path) -> str:
+    """The data set that a result file names.
+
+    Raises:
+        InputError: It names none, or none is there.
+    """
+    data = posterior.data
+    if not data:
+        raise InputError(f"{path}: does not say which data set it is of; give it with --data")
+    if not store_of(data).exists(GROUP_METADATA):
+        raise InputError(
+            f"{path}: names {data} as its data set, but there is none (looked up from "
+            f"{Path.cwd()}); say with --data where it is now"
+        )
+    return data
+
+
+def _refuse_reweighted(posterior: Posterior, path: Path) -> None:
+    """Refuse what `reweight` made itself.
+
+    Raises:
+        InputError: It is that.
+    """
+    if posterior.exact is not None:
+        raise InputError(
+            f"{path}: is reweighted already; give the folder that `strainflow sample` made"
+        )
 
 
 def _finished(folder: Path, source: Path) -> Posterior | None:
@@ -117,6 +147,7 @@ def _reweight(
     def pieces() -> Iterator[Samples]:
         for path in files:
             posterior = read_posterior(path)
+            _refuse_reweighted(posterior, path)
             target.require(posterior, path)
             gathered = Gathered(posterior, _digest(path), target)
             events[posterior.event] = gathered

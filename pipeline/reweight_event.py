@@ -59,7 +59,7 @@ class Target:
                 "stored nowhere, so that no likelihood can be computed; sample a data set that was "
                 "simulated with noise: gaussian"
             )
-        prior = EventPrior.of(simulator.config, store, schema)
+        prior = EventPrior.of(simulator, store, schema)
         digests = dataset_digest(store), dataset_identity(store)
         return cls(data, store.address, *digests, schema, prior)
 

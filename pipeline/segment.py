@@ -31,6 +31,23 @@ FEWEST_PERIODOGRAMS = 8  # of which a median is taken
 
 
 @dataclass(frozen=True)
+class PsdEstimate:
+    """A PSD that was estimated, and of how much.
+
+    Attributes:
+        psd: One-sided [1/Hz], on the bins of the generated waveform.
+        periodograms: That were taken.
+        seconds: Of the data that they lie in.
+        wanted: Periodograms that data without gaps would have given.
+    """
+
+    psd: Float[Array, "frequency"]
+    periodograms: int
+    seconds: float
+    wanted: int
+
+
+@dataclass(frozen=True)
 class Cutter:
     """Cuts whitened segments out of stretches of frames.
 
@@ -166,7 +183,7 @@ def estimate_psd(
     config: SimulationConfig,
     duration: float,
     length: float,
-) -> Float[Array, "frequency"]:
+) -> PsdEstimate:
     """The PSD of the data around some stretches, which are left out.
 
     Args:
@@ -183,8 +200,18 @@ def estimate_psd(
     taken = merged(stretches)
     around = merged([Span(span.start - duration / 2, span.stop + duration / 2) for span in taken])
     there = merged(frames.pieces(channel))
-    spans = common([without(around, taken), there])
-    return median_psd(frames, channel, spans, config, length)
+    asked = without(around, taken)
+    spans = common([asked, there])
+    found = median_psd(frames, channel, spans, config, length)
+    lacking = _room(asked, length) - _room(spans, length)
+    return replace(found, wanted=found.periodograms + lacking)
+
+
+def _room(spans: Sequence[Span], length: float) -> int:
+    """For how many periodograms that overlap by half some spans have room."""
+    return sum(
+        max(0, math.floor(2 * (span.stop - span.start) / length + 1e-6) - 1) for span in spans
+    )
 
 
 def median_psd(
@@ -193,7 +220,7 @@ def median_psd(
     spans: Sequence[Span],
     config: SimulationConfig,
     length: float,
-) -> Float[Array, "frequency"]:
+) -> PsdEstimate:
     """The median of periodograms that overlap by half, softened by Hann's window.
 
     Source: arXiv:gr-qc/0509116, appendix B.
@@ -212,9 +239,8 @@ def median_psd(
 
     spectra: list[Array] = []
     frequencies = np.zeros(0)
-    for span in spans:
-        if span.stop - span.start < length:
-            continue
+    long_enough = [span for span in spans if span.stop - span.start >= length]
+    for span in long_enough:
         stretch, _ = frames.read(channel, span)
         samples = round(length * stretch.sample_rate)
         frequencies, _, power = spectrogram(
@@ -234,7 +260,9 @@ def median_psd(
             "further, a longer psd_duration, or a psd by name or file"
         )
     median = np.median(np.concatenate(spectra, axis=1), axis=1) / median_bias(count)
-    return _on_bins(frequencies, median, config, channel)
+    psd = _on_bins(frequencies, median, config, channel)
+    seconds = sum(span.stop - span.start for span in long_enough)
+    return PsdEstimate(psd, count, seconds, count)
 
 
 def _on_bins(

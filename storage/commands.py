@@ -9,15 +9,20 @@ from storage.bench.read import ReadBenchConfig
 from storage.bench.report import publish
 from storage.bench.write import WriteBenchConfig
 from storage.info import describe, summary
+from storage.results_info import describe_results, holds_results, summary_of_results
 
 
 def info(data: str, /, *, json: bool = False) -> int:
-    """Say what a data set is, from its metadata alone.
+    """Say what a data set is, from its metadata alone, or what a folder of result files holds.
 
     Args:
-        data: Folder of the data set.
+        data: Folder of the data set, or of result files.
         json: Print it as JSON.
     """
+    if holds_results(data):
+        found = describe_results(data)
+        print(json_format.dumps(asdict(found)) if json else summary_of_results(found))
+        return 0
     facts = describe(data)
     print(json_format.dumps(asdict(facts)) if json else summary(facts))
     return 1 if facts.problems else 0

@@ -49,6 +49,32 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def test_results_are_not_written_into_a_data_set_or_a_run(trained, data, capsys):
+    words = ["sample", "--run", str(trained[0]), "--data", str(data), "--out"]
+    for place, name in ((data, "zarr.json"), (trained[0], "config.yaml")):
+        assert main([*words, str(place)]) == 2
+        said = capsys.readouterr().err
+        assert f"({name}); give another --out" in said
+        assert said.count("\n") == 1
+        assert not list(Path(place).glob("event_*"))
+
+
+def test_info_explains_a_folder_of_results(results, data, capsys):
+    assert main(["info", str(results)]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "result files, as they were sampled",
+        "events      5, from 0 to 4",
+        "samples     40 an event of chirp_mass, geocent_time",
+        f"data        {data} (SHA-256",
+        "seed 3",
+        f"strainflow diagnose {results}",
+    ):
+        assert words in said
+    assert main(["info", str(results), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reweighted"] is False
+
+
 def test_bilby_reads_a_result(results, data, schema):
     result = bilby.result.read_in_result(str(result_path(results, 2)))
     assert result.label == "event_000000002"

@@ -1,6 +1,7 @@
 """Cutting events out of frames that bilby and PyCBC wrote, against the simulator's own events."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import bilby
@@ -19,12 +20,14 @@ from frame_files import (
 )
 from scipy.stats import kstest
 
+from pipeline import event_prior
 from pipeline.cut import CutConfig, cut_dataset
+from pipeline.event_prior import EventPrior
 from pipeline.frames import Frames, Stretch
 from pipeline.moments import Moment, read_injections, usual_time
 from pipeline.priors import PARAMETERS
 from pipeline.repair import repair_dataset
-from pipeline.run import describe_dataset, simulator_of_dataset
+from pipeline.run import describe_dataset, simulate_shard, simulator_of_dataset
 from pipeline.segment import Cutter, estimate_psd
 from pipeline.simulate import Simulator
 from pipeline.verify import verify_dataset
@@ -36,6 +39,15 @@ from strainflow import main
 
 PSD = "EinsteinTelescopeP1600143"
 GPS, AROUND = START + 32.0, START + 16  # the latter of 32 s of signal
+FAST = (
+    "--waveform.approximant=IMRPhenomXP",
+    "--waveform.f_lower=30",
+    "--waveform.f_ref=30",
+    "--segment.duration=2",
+    "--segment.generation_duration=4",
+    "--segment.sample_rate=1024",
+    "--segment.start_time=1577491216.5",
+)
 AGREEMENT = 4e-3  # of the norm: signals of the simulator wrap around after 16 s; measured 2.3e-3
 
 
@@ -178,12 +190,14 @@ def test_what_lies_below_the_band_does_not_leak_into_it(simulator, noise):
 def test_an_estimated_psd_is_that_of_the_noise(simulator, folder):
     frames, span = Frames.find([str(folder / "*.gwf")]), Cutter(simulator.config, simulator.psd, 8)
     stretches = [span.span(GPS - 7)]
-    found = estimate_psd(frames, "E1:STRAIN", stretches, simulator.config, 60.0, 2.0)
+    estimate = estimate_psd(frames, "E1:STRAIN", stretches, simulator.config, 60.0, 2.0)
+    found = estimate.psd
+    assert (estimate.periodograms, estimate.wanted) == (38, 58)
     band = simulator.psd[0] > 0
     assert np.array_equal(found > 0, band)
     ratio = found[band] / simulator.psd[0][band]
     assert ratio[:-16].mean() == pytest.approx(1, abs=0.02)
-    assert ratio.std() < 0.3  # of 33 periodograms that overlap
+    assert ratio.std() < 0.3  # of 38 periodograms that overlap
     with pytest.raises(InputError, match="at least 8 are needed for an estimate"):
         estimate_psd(frames, "E1:STRAIN", stretches, simulator.config, 60.0, 8.0)
 
@@ -193,7 +207,7 @@ def test_the_estimate_leaves_the_events_out(simulator, noise, tmp_path):
     loud[:, 18 * RATE : 40 * RATE] *= 1000
     path = str(write_gwpy(tmp_path / "x.hdf5", loud, CHANNELS[:1]))
     span = Cutter(simulator.config, simulator.psd, 8).span(GPS - 7)
-    found = estimate_psd(Frames.find([path]), CHANNELS[0], [span], simulator.config, 60.0, 2.0)
+    found = estimate_psd(Frames.find([path]), CHANNELS[0], [span], simulator.config, 60.0, 2.0).psd
     assert found[200] < 3 * simulator.psd[0][200]
 
 
@@ -329,6 +343,61 @@ def test_the_command_takes_lists_as_words(like, folder, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["simulated"] == 2
     assert read_schema(out).provenance["frames"]["psd"] == "ET-D"
     assert np.array_equal(read_psd(out), read_psd(like))
+
+
+def test_an_estimate_of_less_than_was_asked_for_is_recorded_and_warned_of(
+    like, folder, tmp_path, capsys
+):
+    """64 s of frames around a segment and its margins of 24 s."""
+    enough = ("--psd", "estimate", "--psd_segment", "1", "--psd_duration")
+    assert main(words(like, folder, tmp_path / "x.zarr", *enough, "256")) == 0
+    said = capsys.readouterr().err
+    assert "hold 78 periodograms of E1:STRAIN (40 s), 510 were asked for by --psd_dur" in said
+    recorded = read_schema(tmp_path / "x.zarr").provenance["frames"]["psd"]
+    assert recorded == "median of periodograms of 1 s around the segment, 78 in 40 s"
+    assert main(words(like, folder, tmp_path / "y.zarr", *enough, "30")) == 0
+    assert "periodograms" not in capsys.readouterr().err
+    recorded = read_schema(tmp_path / "y.zarr").provenance["frames"]["psd"]
+    assert recorded == "median of periodograms of 1 s around the segment, 58 in 30 s"
+
+
+@pytest.fixture
+def windowed(et_bbh, tmp_path):
+    """A simulated data set of short events with a window, whose manifests count refusals."""
+    flags = (*FAST, "--network_snr.minimum=60", "--events=12", f"--psd.name={PSD}")
+    config = et_bbh(*flags)
+    simulator = Simulator.from_config(config.simulation)
+    place = tmp_path / "windowed.zarr"
+    create_dataset(place, describe_dataset(config, simulator), simulator.psd)
+    simulate_shard(str(place), 0)
+    return place
+
+
+def prior_of(place):
+    simulator, schema = simulator_of_dataset(str(place))
+    return EventPrior.of(simulator, place, schema)
+
+
+def test_the_prior_of_real_events_is_normalised_as_that_of_those_they_are_like(
+    windowed, config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(event_prior, "DRAWS", 200)
+    expected = prior_of(windowed)
+    assert expected.share < 0.9
+    cut_dataset(config, windowed, tmp_path / "cut.zarr")
+    found = prior_of(tmp_path / "cut.zarr")
+    assert (found.share, found.share_error) == (expected.share, expected.share_error)
+    # Of what was cut from the metadata alone, or by another PSD, the share is drawn.
+    cut_dataset(replace(config, psd="aLIGOZeroDetHighPower"), windowed, tmp_path / "other.zarr")
+    shutil.rmtree(windowed / "manifest")
+    cut_dataset(config, windowed, tmp_path / "bare.zarr")
+    for name in ("other.zarr", "bare.zarr"):
+        assert "accepted_share" not in read_schema(tmp_path / name).provenance["frames"]
+    drawn = prior_of(tmp_path / "bare.zarr")
+    spread = np.hypot(drawn.share_error, expected.share_error)
+    assert abs(np.log(drawn.share / expected.share)) < 3 * spread
+    # And what was recorded stays, whatever has become of --like.
+    assert cut_dataset(config, windowed, tmp_path / "cut.zarr").simulated == 0
 
 
 REFUSALS = {

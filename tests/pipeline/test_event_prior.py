@@ -1,12 +1,15 @@
 """The density of a data set's events: bilby's prior, normalised by what was accepted."""
 
 from collections import Counter
+from dataclasses import replace
 
 import bilby
 import numpy as np
 import pytest
 
-from pipeline.event_prior import EventPrior, accepted_share
+from pipeline import event_prior
+from pipeline.config import SnrWindow
+from pipeline.event_prior import EventPrior, accepted_share, drawn_share
 from pipeline.prior_text import describe
 from pipeline.simulate import Simulator
 from storage.errors import InputError
@@ -63,6 +66,41 @@ def test_the_accepted_share_is_that_of_draws_from_the_prior(et_bbh, together):
     spread = np.hypot(error, np.sqrt((1 - expected) / accepted))
     assert abs(np.log(share / expected)) < 3 * spread
     assert 0.1 < share < 0.6
+
+
+@pytest.fixture(scope="module")
+def limited(et_bbh):
+    """A simulator with a constraint and a window."""
+    flags = (*FAST, CONSTRAINED, "--network_snr={minimum: 25, maximum: 60}")
+    return Simulator.from_config(et_bbh(*flags).simulation)
+
+
+def test_a_drawn_share_is_that_which_simulated_events_count(limited, monkeypatch):
+    monkeypatch.setattr(event_prior, "DRAWS", 300)
+    events, rejected = 100, Counter()
+    for event in limited.events(range(events)):
+        rejected.update(event.rejected)
+    counted, error = accepted_share(events, rejected, 1)
+    drawn, drawn_error = drawn_share(limited)
+    assert abs(np.log(drawn / counted)) < 3 * np.hypot(error, drawn_error)
+    assert 0.05 < drawn_error < 0.2
+    assert drawn_share(limited) == (drawn, drawn_error)
+
+
+def test_nothing_is_drawn_where_nothing_can_be_refused(et_bbh):
+    config = replace(et_bbh(*FAST).simulation, network_snr=SnrWindow())
+    assert drawn_share(Simulator(config, (), np.ones((0, 1)))) == (1.0, 0.0)
+
+
+def test_draws_that_take_too_long_or_accept_nothing_are_refused(limited, monkeypatch):
+    monkeypatch.setattr(event_prior, "LONGEST", 0.0)
+    with pytest.raises(InputError, match="draws of IMRPhenomXP would take .* --like that has its"):
+        drawn_share(limited)
+    monkeypatch.setattr(event_prior, "DRAWS", 5)
+    window = replace(limited.config.network_snr, minimum=1e5, maximum=1e6)
+    loud = replace(limited, config=replace(limited.config, network_snr=window))
+    with pytest.raises(InputError, match="accepts none of 5 draws from the prior"):
+        drawn_share(loud)
 
 
 def test_nothing_thrown_away_is_a_share_of_one():

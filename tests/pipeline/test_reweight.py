@@ -1,6 +1,7 @@
 """Reweighting: weights, evidence and flags against grids; bytes, reruns and refusals."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -314,6 +315,31 @@ def test_results_of_other_data_are_refused(results, stored, tmp_path, capsys):
     assert "was sampled from another data set" in line
     line = refusal(results, "--data", tmp_path, "--out", tmp_path / "new", capsys=capsys)
     assert "no data set there" in line
+
+
+def test_a_data_set_that_has_moved_is_asked_for(stored, tmp_path, monkeypatch, capsys):
+    folder = stored()
+    posterior = proposal(folder, 0, near(folder, 0, "chirp_mass"), [0.3], 20)
+    monkeypatch.chdir(folder.parent)
+    write_posterior(tmp_path / "away", replace(posterior, data=str(tmp_path / "away.zarr")))
+    write_posterior(tmp_path / "relative", replace(posterior, data="x.zarr"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("away", "relative"):
+        line = refusal(tmp_path / name, capsys=capsys)
+        assert "as its data set, but there is none" in line
+        assert "say with --data where it is now" in line
+
+
+def test_results_that_are_reweighted_already_are_refused(report, results, capsys):
+    assert "is reweighted already; give" in refusal(results / "reweighted", capsys=capsys)
+    assert not (results / "reweighted" / "reweighted").exists()
+
+
+def test_a_data_set_without_a_shard_is_named_by_its_place(et_bbh, stored, tmp_path):
+    bare = tmp_path / "bare.zarr"
+    shutil.copytree(stored(), bare, ignore=shutil.ignore_patterns("manifest"))
+    with pytest.raises(InputError, match=f"^{bare}: holds no finished shard"):
+        Target.of(str(bare))
 
 
 def test_parameters_that_were_not_sampled_are_named(stored, tmp_path, capsys):
