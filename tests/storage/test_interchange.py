@@ -1,5 +1,7 @@
 """Posteriors open in pandas and bilby."""
 
+from dataclasses import replace
+
 import bilby
 import numpy as np
 import pytest
@@ -76,6 +78,14 @@ def test_derived_parameters_are_bilbys_own():
     assert (samples["mass_1_source"] < samples["mass_1"]).all()
     assert {"redshift", "chi_eff", "chi_p", "total_mass"} <= set(samples.columns)
     assert not {"waveform_approximant", "reference_frequency"} & set(samples.columns)
+
+
+def test_nothing_is_derived_of_an_event_without_any_weight_in_one_sentence():
+    ours = posterior(exact=True)
+    dead = replace(ours, exact=replace(ours.exact, weights=np.zeros(50)))
+    assert dead.to_bilby().posterior.empty
+    with pytest.raises(InputError, match="event_000000004: has no samples of positive weight"):
+        dead.to_bilby(derived=True)
 
 
 def test_a_file_says_that_its_form_is_bilbys(tmp_path):
