@@ -32,8 +32,8 @@ from storage.schema import Schema
 from storage.stream import EventStream
 
 # What is drawn together, while what was drawn before is written: no more than so many events and
-# samples, unless one event has more. An interruption loses what is being drawn: on a CPU, where
-# larger blocks save nothing, a block takes seconds, and still has work for every thread.
+# samples, unless one event has more. An interruption loses what is being drawn: on a CPU, where a
+# pass is one small tile anyway, a block takes seconds, and has eight tiles for every thread.
 EVENTS_AT_ONCE = 32
 SAMPLES_AT_ONCE = 2**20
 SAMPLES_AT_ONCE_ON_CPU, SAMPLES_A_THREAD = 2**17, 2**14
