@@ -52,6 +52,9 @@ VERBS = {
     ),
 }
 
+# Those that go on where an interruption ended them; the others begin anew.
+GO_ON = ("simulate", "repair", "recode", "cut", "train", "sample", "reweight")
+
 # The extra that brings what a package needs.
 EXTRAS = {"pipeline": "[pipeline]", "model": "[model]", "storage": ""}
 
@@ -96,9 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _complain(f"strainflow {verb}", _one_sentence(_system_answer(error)))
     except KeyboardInterrupt:
-        _complain(
-            f"strainflow {verb}", "interrupted; what is finished stays, run it again to go on"
-        )
+        end = "what is finished stays, run it again to go on"
+        if verb not in GO_ON:
+            end = "run it again from the start"
+        _complain(f"strainflow {verb}", f"interrupted; {end}")
         return INTERRUPTED
 
 

@@ -3,7 +3,8 @@
 If the posteriors are right, the truth is one more draw from each, so that its rank among the
 samples is uniform: in every parameter (P-P and SBC), and in the distance from a point that knows
 nothing of the truth (TARP). Here the ranks are made continuous by a random share, so that they are
-uniform exactly, however few samples there are.
+uniform exactly, however few samples there are, if these are of equal weight. Among samples with
+importance weights they are so only in the limit of many effective ones.
 
 TARP is written here, not taken from `sbi`: it is twenty lines, `sbi` brings many packages, and what
 it has knows neither weights nor angles. `docs/posteriors.md` says how the two were compared.
@@ -23,6 +24,7 @@ from storage.arrays import Array
 
 EVENTS_A_BIN = 10  # the chi-square distribution holds from about five on
 MOST_BINS = 20
+FEWEST_EFFECTIVE = 30  # of weighted samples: among fewer, ranks of right weights are not uniform
 LARGEST_P_VALUE = 0.99  # so that one test that fits too well hides no other
 
 
@@ -53,7 +55,8 @@ def truth_ranks(
     """Rank of the truth among samples, from 0 to 1: uniform if the samples are right.
 
     The truth counts as one sample more, of the weight that an effective one has; among equals it
-    takes the place that its random share says.
+    takes the place that its random share says. That is exact for equal weights, and close where at
+    least `FEWEST_EFFECTIVE` samples are effective.
 
     Args:
         values: Some function of the samples, in each column.

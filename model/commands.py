@@ -147,6 +147,8 @@ def diagnose(
 ) -> int:
     """Check posterior samples against the truth; exit code 1 if they are not calibrated.
 
+    Nor is it 0 where too few reweighted events have samples enough to tell.
+
     Args:
         results: Folder of the posterior files, before or after reweighting.
         out: Folder of the pictures and of the page that shows all.

@@ -1,6 +1,7 @@
 """Are these posteriors right? Ranks, coverage, widths, sky, reweighting, and a verdict.
 
-Each file is read once, and what is kept of it does not depend on the number of samples.
+Each file is read once, and what is kept of it does not depend on the number of samples, but for
+those that corner plots are drawn of.
 """
 
 from collections import Counter
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.calibration import Calibration, calibration
+from model.calibration import FEWEST_EFFECTIVE, Calibration, calibration
 from model.cube import PriorCube
 from model.event_check import EventCheck, Moments, check_event
 from model.findings import (
@@ -21,13 +22,13 @@ from model.findings import (
     SkyCheck,
     rank_table,
 )
-from model.plots import plot_corner
 from model.report import write_report
 from storage.errors import InputError
 from storage.progress import progress_bar
-from storage.results import REWEIGHTED, Posterior, read_posterior, result_files
+from storage.results import MADE_FROM, REWEIGHTED, Posterior, read_posterior, result_files
 
 FEWEST_EVENTS = 20  # below, the tests say nothing
+MOST_LEFT_OUT = 0.1  # of the events; those that are left would not speak for all
 
 
 def diagnose(
@@ -47,15 +48,14 @@ def diagnose(
     """
     if corners < 0:
         raise InputError(f"corners: got {corners}, must not be negative")
-    drawn: list[Path] = []
+    kept: list[Posterior] = []  # pictures are drawn when there is a verdict, not before
 
-    def draw(posterior: Posterior) -> None:
-        if len(drawn) < corners:
-            path = Path(out) / f"corner_{posterior.event:09d}.png"
-            drawn.append(plot_corner(posterior, path))
+    def keep(posterior: Posterior) -> None:
+        if len(kept) < corners:
+            kept.append(posterior)
 
-    diagnosis, cube = judge(results, level, draw)
-    pictures, page = write_report(diagnosis, cube, drawn, Path(out))
+    diagnosis, cube = judge(results, level, keep)
+    pictures, page = write_report(diagnosis, cube, kept, Path(out))
     return replace(diagnosis, pictures=tuple(map(str, pictures)), page=str(page))
 
 
@@ -67,7 +67,7 @@ def judge(
     Args:
         results: As for `diagnose`.
         level: As for `diagnose`.
-        look: Is shown each posterior while it is in memory.
+        look: Is shown each posterior that is judged while it is in memory.
 
     Returns:
         The verdict, and the priors of the run.
@@ -86,7 +86,7 @@ def judge(
         )
     first: Posterior | None = None
     events: list[EventCheck] = []
-    moments: list[Moments] = []
+    moments: list[Moments] = []  # of those that are judged
     with progress_bar(len(files), "event") as bar:
         for path in files:
             posterior = read_posterior(path)
@@ -96,9 +96,10 @@ def judge(
             _refuse_another_run(path, posterior, files[0], first)
             event, moment = check_event(posterior, cube, _reweighted(path, posterior))
             events.append(event)
-            moments.append(moment)
-            if look is not None:
-                look(posterior)
+            if moment is not None:
+                moments.append(moment)
+                if look is not None:
+                    look(posterior)
             bar.update()
     assert first is not None  # there are files
     return _conclude(first, events, moments, level), cube
@@ -120,6 +121,13 @@ def _refuse_another_run(path: Path, posterior: Posterior, where: Path, first: Po
             f"{path}: of it and {where.name} one is reweighted and the other is not; give a folder "
             "of one kind"
         )
+    for key, words in MADE_FROM.items():
+        here, there = posterior.provenance.get(key), first.provenance.get(key)
+        if here != there:
+            raise InputError(
+                f"{path}: was made from another {words} than {where.name} ({here}, there {there}); "
+                "give results of one run"
+            )
 
 
 def _reweighted(path: Path, posterior: Posterior) -> Posterior | None:
@@ -156,23 +164,42 @@ def _of_parameters(posterior: Posterior, names: tuple[str, ...]) -> Posterior | 
 def _conclude(
     first: Posterior, events: Sequence[EventCheck], moments: Sequence[Moments], level: float
 ) -> Diagnosis:
-    ranks = rank_table(events, first.names)
-    tests = calibration(ranks, np.array([event.tarp_rank for event in events]))
-    pp, sbc, tarp = tests.families
+    judged = [event for event in events if event.judged]
+    tests: Calibration | None = None
+    pp = sbc = tarp = combined = None
+    if len(judged) >= FEWEST_EVENTS:
+        ranks = rank_table(judged, first.names)
+        tests = calibration(ranks, np.array([event.tarp_rank for event in judged]))
+        (pp, sbc, tarp), combined = tests.families, tests.combined
+    cannot_tell = _why_no_verdict(len(events), len(judged))
     return Diagnosis(
-        calibrated=tests.combined >= level,
+        calibrated=not cannot_tell and combined is not None and combined >= level,
+        cannot_tell=cannot_tell,
         events=len(events),
+        left_out=tuple(event.label for event in events if not event.judged),
         weighted=first.exact is not None,
-        combined_p_value=tests.combined,
+        combined_p_value=combined,
         level=level,
         pp_p_value=pp,
         sbc_p_value=sbc,
         tarp_p_value=tarp,
-        checks=_parameter_checks(first.names, events, moments, tests),
+        checks=() if tests is None else _parameter_checks(first.names, events, moments, tests),
         sky=_sky_check(events),
         reweighting=_reweighting_check(events),
         per_event=tuple(events),
     )
+
+
+def _why_no_verdict(events: int, judged: int) -> str:
+    """Why ranks of so many of the events say nothing of all; empty where they do."""
+    missing = (
+        f"{events - judged} of {events} events have fewer than {FEWEST_EFFECTIVE} effective samples"
+    )
+    if judged < FEWEST_EVENTS:
+        return f"{missing}, and at least {FEWEST_EVENTS} must have more"
+    if events - judged > MOST_LEFT_OUT * events:
+        return f"{missing}, more than {100 * MOST_LEFT_OUT:g} %"
+    return ""
 
 
 def _parameter_checks(
@@ -185,22 +212,27 @@ def _parameter_checks(
         np.array([getattr(moment, part) for moment in moments])
         for part in ("mean", "deviation", "truth")
     )
-    deviation = np.maximum(deviation, np.finfo(float).tiny)  # a posterior that is one point
-    bias = ((mean - truth) / deviation).mean(axis=0)
-    narrowing = truth.std(axis=0) / deviation.mean(axis=0)
-    divergences = [event.reweighted.divergences for event in events if event.reweighted]
+    divergences = [
+        event.reweighted.divergences
+        for event in events
+        if event.reweighted and event.reweighted.divergences
+    ]
+    judged = [event for event in events if event.judged]
     checks = []
     for column, name in enumerate(names):
         jsd = [of_event[name] for of_event in divergences]
+        wide = deviation[:, column] > 0  # a posterior may be one point
+        away, sigma = (mean - truth)[wide, column], deviation[wide, column]
+        spread, typical = truth[:, column].std(), deviation[:, column].mean()
         checks.append(
             ParameterCheck(
                 name=name,
                 p_value=tests.ks[column],
                 sbc_p_value=tests.chi_square[column],
-                narrowing=float(narrowing[column]),
-                bias=float(bias[column]),
-                width=float(np.median([event.widths[name] for event in events])),
-                outside=float(np.mean([name in event.outside for event in events])),
+                narrowing=float(spread / typical) if wide.any() else None,
+                bias=float(np.median(away / sigma)) if wide.any() else None,
+                width=float(np.median([event.widths[name] for event in judged])),
+                outside=float(np.mean([name in event.outside for event in judged])),
                 jsd=float(np.median(jsd)) if jsd else None,
                 largest_jsd=max(jsd) if jsd else None,
             )
@@ -230,4 +262,5 @@ def _reweighting_check(events: Sequence[EventCheck]) -> ReweightingCheck | None:
         median_efficiency=float(np.median(list(found.values()))),
         smallest_efficiency=min(found.values()),
         low=tuple(label for label, share in found.items() if share < LOW_EFFICIENCY),
+        dead=tuple(label for label, share in found.items() if share == 0),
     )

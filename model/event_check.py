@@ -1,13 +1,13 @@
 """One posterior: where the truth lies in it, how wide it is, what reweighting changed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
-from model.calibration import Weighted, tarp_rank, truth_ranks
+from model.calibration import FEWEST_EFFECTIVE, Weighted, tarp_rank, truth_ranks
 from model.cube import PriorCube
 from model.marginals import jensen_shannon, shortest_interval
 from storage.arrays import Array
@@ -28,7 +28,8 @@ class Reweighted:
     Attributes:
         efficiency: Effective samples a sample.
         effective_samples: (sum w)^2 / sum w^2.
-        divergences: Jensen-Shannon divergence of each parameter before and after [nats].
+        divergences: Jensen-Shannon divergence of each parameter before and after [nats]; empty
+            where all weights are 0.
     """
 
     efficiency: float
@@ -40,13 +41,17 @@ class Reweighted:
 class EventCheck:
     """What was found in one posterior.
 
+    One whose weights leave fewer than `FEWEST_EFFECTIVE` samples is not judged: it has neither
+    ranks nor widths nor a sky area.
+
     Attributes:
         event: Its number.
         label: Its name.
         optimal_snr: Of the network; None where it is not known.
         chirp_mass: The true one [Msun], detector frame; None where it is not known.
+        judged: Whether the tests have it.
         ranks: Of the truth in each parameter, 0 to 1.
-        tarp_rank: Of the truth's distance from a random point, 0 to 1.
+        tarp_rank: Of the truth's distance from a random point, 0 to 1; None where it is not judged.
         outside: Parameters whose truth lies beyond all samples.
         widths: Shortest 90 % interval of each parameter, in its unit.
         sky_area: Of the 90 % credible region [deg^2]; None where the sky position is not inferred.
@@ -58,8 +63,9 @@ class EventCheck:
     label: str
     optimal_snr: float | None
     chirp_mass: float | None
+    judged: bool
     ranks: Mapping[str, float]
-    tarp_rank: float
+    tarp_rank: float | None
     outside: tuple[str, ...]
     widths: Mapping[str, float]
     sky_area: float | None
@@ -73,7 +79,7 @@ class Moments:
 
     Attributes:
         mean: Of each parameter.
-        deviation: Standard deviation of each parameter.
+        deviation: Standard deviation of each parameter; 0 exactly where it is one point.
         truth: Of each parameter.
     """
 
@@ -84,8 +90,8 @@ class Moments:
 
 def check_event(
     posterior: Posterior, cube: PriorCube, exact: Posterior | None = None
-) -> tuple[EventCheck, Moments]:
-    """Look at one posterior.
+) -> tuple[EventCheck, Moments | None]:
+    """Look at one posterior; one that is not judged has no moments.
 
     Args:
         posterior: With its weights, if it has any.
@@ -95,7 +101,24 @@ def check_event(
     Raises:
         InputError: It lacks the truth or samples.
     """
-    names, truth, weighted = posterior.names, _truth(posterior), weighted_samples(posterior)
+    names, truth = posterior.names, _truth(posterior)
+    check = EventCheck(
+        event=posterior.event,
+        label=posterior.label,
+        optimal_snr=posterior.optimal_snr,
+        chirp_mass=posterior.truth.get("chirp_mass"),
+        judged=False,
+        ranks={},
+        tarp_rank=None,
+        outside=(),
+        widths={},
+        sky_area=None,
+        sky_modes=None,
+        reweighted=None if exact is None else _reweighted(exact, cube),
+    )
+    if posterior.exact is not None and posterior.exact.effective_samples < FEWEST_EFFECTIVE:
+        return check, None
+    weighted = weighted_samples(posterior)
     samples, weights = weighted.samples, weighted.weights
     draw = np.random.default_rng([SEED, posterior.event])
     ranks = truth_ranks(samples, truth, weighted, draw.random(len(names)))
@@ -106,20 +129,18 @@ def check_event(
     ]
     sky = _sky(names, weighted)
     mean = weights @ samples
-    check = EventCheck(
-        event=posterior.event,
-        label=posterior.label,
-        optimal_snr=posterior.optimal_snr,
-        chirp_mass=posterior.truth.get("chirp_mass"),
+    check = replace(
+        check,
+        judged=True,
         ranks=dict(zip(names, ranks.tolist(), strict=True)),
         tarp_rank=_tarp(weighted, truth, cube, draw),
         outside=tuple(name for name, out in zip(names, beyond, strict=True) if out),
         widths=dict(zip(names, widths, strict=True)),
         sky_area=None if sky is None else sky.area,
         sky_modes=None if sky is None else sky.modes,
-        reweighted=None if exact is None else _reweighted(exact, cube),
     )
     deviation = np.sqrt(weights @ (samples - mean) ** 2)
+    deviation[np.ptp(samples[weights > 0], axis=0) == 0] = 0  # the mean of equals is rounded
     return check, Moments(mean, deviation, truth)
 
 
@@ -175,6 +196,8 @@ def _sky(names: tuple[str, ...], weighted: Weighted) -> "Sky | None":
 
 
 def _reweighted(posterior: Posterior, cube: PriorCube) -> Reweighted:
+    if posterior.exact is not None and not posterior.exact.weights.any():
+        return Reweighted(0.0, 0.0, {})
     weighted = weighted_samples(posterior)
     divergences = {
         name: jensen_shannon(column, weighted.weights, period)

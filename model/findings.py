@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from model.calibration import FEWEST_EFFECTIVE
 from model.event_check import EventCheck
 from storage.arrays import Array
 
@@ -21,8 +22,10 @@ class ParameterCheck:
         name: bilby's name.
         p_value: Of the Kolmogorov-Smirnov test of the ranks against uniform ones (P-P).
         sbc_p_value: Of the chi-square test of the histogram of ranks.
-        narrowing: Standard deviation of the truths over the mean one of the posteriors.
-        bias: Mean of (posterior mean - truth) in posterior standard deviations.
+        narrowing: Standard deviation of the truths over the mean one of the posteriors. Like the
+            bias None where each posterior is one point.
+        bias: Median of (posterior mean - truth) in posterior standard deviations, over the
+            posteriors that are not one point.
         width: Median length of the shortest 90 % interval, in the parameter's unit.
         outside: Share of the events whose truth lies beyond all samples.
         jsd: Median Jensen-Shannon divergence before and after reweighting [nats]; None without.
@@ -32,8 +35,8 @@ class ParameterCheck:
     name: str
     p_value: float
     sbc_p_value: float
-    narrowing: float
-    bias: float
+    narrowing: float | None
+    bias: float | None
     width: float
     outside: float
     jsd: float | None
@@ -66,12 +69,14 @@ class ReweightingCheck:
         median_efficiency: Effective samples a sample.
         smallest_efficiency: Of any event.
         low: Labels of the events below 1 %.
+        dead: Labels of the events whose weights are all 0: an efficiency of 0.
     """
 
     events: int
     median_efficiency: float
     smallest_efficiency: float
     low: tuple[str, ...]
+    dead: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,13 @@ class Diagnosis:
     """The verdict, and what it rests on.
 
     Attributes:
-        calibrated: Whether the combined p-value reaches the level.
+        calibrated: Whether the combined p-value reaches the level, and enough events are judged.
+        cannot_tell: Why there is no verdict; empty where there is one.
         events: How many were looked at.
+        left_out: Labels of those that are not judged: reweighted, with too few effective samples.
         weighted: Whether the posteriors are those after reweighting.
-        combined_p_value: Of the three tests below.
+        combined_p_value: Of the three tests below. All p-values are None, and there are no
+            checks, where fewer events are left than the tests need.
         level: What the combined p-value must not fall below.
         pp_p_value: Of the ranks in all parameters, Kolmogorov-Smirnov.
         sbc_p_value: Of their histograms, chi-square.
@@ -96,19 +104,26 @@ class Diagnosis:
     """
 
     calibrated: bool
+    cannot_tell: str
     events: int
+    left_out: tuple[str, ...]
     weighted: bool
-    combined_p_value: float
+    combined_p_value: float | None
     level: float
-    pp_p_value: float
-    sbc_p_value: float
-    tarp_p_value: float
+    pp_p_value: float | None
+    sbc_p_value: float | None
+    tarp_p_value: float | None
     checks: tuple[ParameterCheck, ...]
     sky: SkyCheck | None
     reweighting: ReweightingCheck | None
     per_event: tuple[EventCheck, ...]
     pictures: tuple[str, ...] = ()
     page: str = ""
+
+    @property
+    def judged(self) -> tuple[EventCheck, ...]:
+        """The events that the tests have."""
+        return tuple(event for event in self.per_event if event.judged)
 
 
 def rank_table(
@@ -125,25 +140,36 @@ def summary(diagnosis: Diagnosis) -> str:
     for check in diagnosis.checks:
         lines.append(
             f"  {check.name:<20} KS p = {check.p_value:.3f}  SBC p = {check.sbc_p_value:.3f}  "
-            f"{check.narrowing:5.1f} times narrower than the spread of the truths  "
-            f"bias {check.bias:+.2f} sigma"
+            + _width_words(check)
         )
         if check.outside:
             lines[-1] += f"  {100 * check.outside:.1f} % of the truths beyond all samples"
     lines += _sky_words(diagnosis.sky) + _reweighting_words(diagnosis)
-    lines.append(
-        f"  P-P p = {diagnosis.pp_p_value:.3f}, SBC p = {diagnosis.sbc_p_value:.3f}, "
-        f"TARP p = {diagnosis.tarp_p_value:.3f}; combined p = {diagnosis.combined_p_value:.3f}, "
-        f"must reach {diagnosis.level:g}"
-    )
+    if diagnosis.combined_p_value is not None:
+        lines.append(
+            f"  P-P p = {diagnosis.pp_p_value:.3f}, SBC p = {diagnosis.sbc_p_value:.3f}, "
+            f"TARP p = {diagnosis.tarp_p_value:.3f}; combined p = "
+            f"{diagnosis.combined_p_value:.3f}, must reach {diagnosis.level:g}"
+        )
     lines += [f"  picture {path}" for path in diagnosis.pictures]
     lines += [f"  all on one page: {diagnosis.page}"] if diagnosis.page else []
     return "\n".join([*lines, f"verdict: {verdict(diagnosis)}"])
 
 
 def verdict(diagnosis: Diagnosis) -> str:
-    """The verdict in two words or one."""
+    """The verdict in two words or one, or why there is none."""
+    if diagnosis.cannot_tell:
+        return f"cannot tell: {diagnosis.cannot_tell}"
     return "calibrated" if diagnosis.calibrated else "NOT CALIBRATED"
+
+
+def _width_words(check: ParameterCheck) -> str:
+    if check.narrowing is None or check.bias is None:
+        return "each posterior is one point"
+    return (
+        f"{check.narrowing:5.1f} times narrower than the spread of the truths  "
+        f"bias {check.bias:+.2f} sigma"
+    )
 
 
 def _sky_words(sky: SkyCheck | None) -> list[str]:
@@ -161,14 +187,26 @@ def _reweighting_words(diagnosis: Diagnosis) -> list[str]:
     if found is None:
         return []
     jsd = {check.name: check.jsd for check in diagnosis.checks if check.jsd is not None}
-    worst = max(jsd, key=lambda name: jsd[name])
     lines = [
         f"  reweighted: {found.events} events, efficiency {100 * found.median_efficiency:.3g} % "
-        f"(median; lowest {100 * found.smallest_efficiency:.3g} %); median divergence at most "
-        f"{jsd[worst]:.4f} nats, of {worst}"
+        f"(median; lowest {100 * found.smallest_efficiency:.3g} %)"
     ]
+    if jsd:
+        worst = max(jsd, key=lambda name: jsd[name])
+        lines[0] += f"; median divergence at most {jsd[worst]:.4f} nats, of {worst}"
     if found.low:
-        names = ", ".join(found.low[:MOST_NAMED])
-        more = f" and {len(found.low) - MOST_NAMED} more" if len(found.low) > MOST_NAMED else ""
-        lines.append(f"  efficiency below {100 * LOW_EFFICIENCY:g} %: {names}{more}")
+        lines.append(f"  efficiency below {100 * LOW_EFFICIENCY:g} %: {_listed(found.low)}")
+    if found.dead:
+        lines.append(f"  no sample of positive weight: {_listed(found.dead)}")
+    if diagnosis.left_out:
+        lines.append(
+            f"  {len(diagnosis.left_out)} of {diagnosis.events} events left out of the tests, "
+            f"fewer than {FEWEST_EFFECTIVE} effective samples: {_listed(diagnosis.left_out)}"
+        )
     return lines
+
+
+def _listed(labels: Sequence[str]) -> str:
+    """Names of events, not too many."""
+    more = f" and {len(labels) - MOST_NAMED} more" if len(labels) > MOST_NAMED else ""
+    return ", ".join(labels[:MOST_NAMED]) + more

@@ -160,11 +160,12 @@ def plot_jsd(events: Sequence[EventCheck], names: Sequence[str], path: Path) -> 
         The file; None where nothing was reweighted.
     """
     found = [event.reweighted for event in events if event.reweighted]
-    if not found:
+    told = [one.divergences for one in found if one.divergences]
+    if not told:
         return None
     figure = Figure(figsize=(12, max(4.2, 0.34 * len(names) + 1.6)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    divergences = [[max(f.divergences[name], 1e-6) for f in found] for name in reversed(names)]
+    divergences = [[max(of_event[name], 1e-6) for of_event in told] for name in reversed(names)]
     left.boxplot(
         divergences,
         orientation="horizontal",
@@ -191,8 +192,9 @@ def plot_jsd(events: Sequence[EventCheck], names: Sequence[str], path: Path) -> 
 
 
 def _efficiencies(axes: Axes, shares: Float[Array, "event"]) -> None:
-    edges = np.geomspace(min(shares.min(), 0.003) / 1.1, 1.0, 25)
-    axes.hist(shares, edges.tolist(), color=BLUE, alpha=0.8)
+    shown = np.maximum(shares, 1e-6)  # there is no logarithm of 0
+    edges = np.geomspace(min(shown.min(), 0.003) / 1.1, 1.0, 25)
+    axes.hist(shown, edges.tolist(), color=BLUE, alpha=0.8)
     axes.axvline(LOW_EFFICIENCY, color=ORANGE, linewidth=1.2, linestyle=(0, (5, 2)))
     axes.set_xscale("log")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -13,9 +13,10 @@ from PIL import Image
 from model.calibration_plots import plot_pp, plot_sbc, plot_tarp
 from model.cube import PriorCube
 from model.findings import Diagnosis, rank_table, summary, verdict
-from model.plots import DOTS_PER_INCH
+from model.plots import DOTS_PER_INCH, plot_corner
 from model.posterior_plots import plot_jsd, plot_sky, plot_widths
 from storage.files import write_atomically
+from storage.results import Posterior
 
 PAGE, MARGIN = 2400, 40  # width of the page of pictures [pixels]
 GOOD, BAD = "#00694d", "#b3390b"
@@ -32,29 +33,35 @@ img { max-width: 100%; margin: .6em 0 } pre { background: #f4f6f8; padding: 1em;
 
 
 def write_report(
-    diagnosis: Diagnosis, cube: PriorCube, corners: Sequence[Path], folder: Path
+    diagnosis: Diagnosis, cube: PriorCube, corners: Sequence[Posterior], folder: Path
 ) -> tuple[list[Path], Path]:
-    """Draw all pictures and put them on one page.
+    """Draw all pictures and put them on one page; none of before stays beside pictures of now.
 
     Args:
         diagnosis: What was found.
         cube: Of the priors.
-        corners: The corner plots, which are there already.
+        corners: Posteriors to draw corner plots of.
         folder: Where to.
 
     Returns:
         The pictures, and the page.
     """
-    pictures = [*_draw(diagnosis, cube, folder), *corners]
-    overview = _write_overview(diagnosis, pictures, folder / "diagnosis.png")
-    page = folder / "diagnosis.html"
+    page, overview = folder / "diagnosis.html", folder / "diagnosis.png"
+    for path in (page, overview):
+        path.unlink(missing_ok=True)
+    pictures = _draw(diagnosis, cube, folder)
+    for posterior in corners:
+        pictures.append(plot_corner(posterior, folder / f"corner_{posterior.event:09d}.png"))
+    _write_overview(diagnosis, pictures, overview)
     write_atomically(page, _html(diagnosis, pictures).encode())
     return [overview, *pictures], page
 
 
 def _draw(diagnosis: Diagnosis, cube: PriorCube, folder: Path) -> list[Path]:
+    if diagnosis.tarp_p_value is None:  # there are too few events for any
+        return []
     names = [check.name for check in diagnosis.checks]
-    events = diagnosis.per_event
+    events = diagnosis.judged
     ranks = rank_table(events, names)
     tarp = np.array([event.tarp_rank for event in events])
     drawn = [
@@ -63,12 +70,12 @@ def _draw(diagnosis: Diagnosis, cube: PriorCube, folder: Path) -> list[Path]:
         plot_sbc(ranks, names, [c.sbc_p_value for c in diagnosis.checks], folder / "sbc.png"),
         plot_widths(events, names, cube, folder / "widths.png"),
         plot_sky(events, folder / "sky.png"),
-        plot_jsd(events, names, folder / "jsd.png"),
+        plot_jsd(diagnosis.per_event, names, folder / "jsd.png"),
     ]
     return [path for path in drawn if path is not None]
 
 
-def _write_overview(diagnosis: Diagnosis, pictures: Sequence[Path], path: Path) -> Path:
+def _write_overview(diagnosis: Diagnosis, pictures: Sequence[Path], path: Path) -> None:
     """Put the pictures below one another, narrow ones beside each other."""
     rows: list[list[Image.Image]] = [[_headline(diagnosis)]]
     for picture in pictures:
@@ -88,7 +95,6 @@ def _write_overview(diagnosis: Diagnosis, pictures: Sequence[Path], path: Path) 
     content = BytesIO()
     page.save(content, "PNG")
     write_atomically(path, content.getvalue())
-    return path
 
 
 def _is_narrow(image: Image.Image) -> bool:
@@ -117,7 +123,8 @@ def _headline(diagnosis: Diagnosis) -> Image.Image:
     figure = Figure(figsize=((PAGE - 2 * MARGIN) / DOTS_PER_INCH, 1.0))
     colour = GOOD if diagnosis.calibrated else BAD
     what = "posteriors after reweighting" if diagnosis.weighted else "posteriors"
-    figure.text(0.01, 0.62, f"{diagnosis.events} {what}: {verdict(diagnosis)}",
+    words = verdict(diagnosis).partition(":")[0]  # the reason, if any, stands below
+    figure.text(0.01, 0.62, f"{diagnosis.events} {what}: {words}",
                 fontsize=22, color=colour, weight="bold")  # fmt: skip
     figure.text(0.01, 0.12, _p_values(diagnosis), fontsize=14, color="#1d2733")
     content = BytesIO()
@@ -126,6 +133,9 @@ def _headline(diagnosis: Diagnosis) -> Image.Image:
 
 
 def _p_values(diagnosis: Diagnosis) -> str:
+    """What the verdict rests on, or why there is none."""
+    if diagnosis.cannot_tell:
+        return diagnosis.cannot_tell
     return (
         f"combined p = {diagnosis.combined_p_value:.3f}, must reach {diagnosis.level:g}   "
         f"(P-P {diagnosis.pp_p_value:.3f}, SBC {diagnosis.sbc_p_value:.3f}, "
@@ -138,7 +148,7 @@ def _html(diagnosis: Diagnosis, pictures: Sequence[Path]) -> str:
     body = [
         f'<p class="verdict {colour}">{diagnosis.events} posteriors: {verdict(diagnosis)}</p>',
         f"<p>{html.escape(_p_values(diagnosis))}</p>",
-        _table(diagnosis),
+        _table(diagnosis) if diagnosis.checks else "",
         *(_image(picture) for picture in pictures),
         f"<h2>In words</h2><pre>{html.escape(summary(diagnosis))}</pre>",
     ]
@@ -160,8 +170,8 @@ def _table(diagnosis: Diagnosis) -> str:
             html.escape(check.name),
             f"{check.p_value:.3f}",
             f"{check.sbc_p_value:.3f}",
-            f"{check.narrowing:.1f}",
-            f"{check.bias:+.2f}",
+            "" if check.narrowing is None else f"{check.narrowing:.1f}",
+            "" if check.bias is None else f"{check.bias:+.2f}",
             f"{check.width:.3g}",
             f"{100 * check.outside:.1f} %",
         ]

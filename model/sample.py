@@ -20,6 +20,7 @@ from storage.dataset import dataset_digest, read_optimal_snr, read_schema
 from storage.errors import InputError
 from storage.progress import progress_bar
 from storage.results import (
+    MADE_FROM,
     SUFFIX,
     Posterior,
     parse_range,
@@ -32,9 +33,11 @@ from storage.schema import GROUP_METADATA, Schema
 from storage.stream import EventStream
 
 # What is drawn together, while what was drawn before is written: no more than so many events and
-# samples, unless one event has more.
+# samples, unless one event has more. An interruption loses what is being drawn: on a CPU, where a
+# pass is one small tile anyway, a block takes seconds, and has eight tiles for every thread.
 EVENTS_AT_ONCE = 32
 SAMPLES_AT_ONCE = 2**20
+SAMPLES_AT_ONCE_ON_CPU, SAMPLES_A_THREAD = 2**17, 2**14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,22 +125,22 @@ def sample_dataset(
     priors = {parameter.name: parameter.prior for parameter in schema.parameters}
     snrs = np.linalg.norm(read_optimal_snr(data), axis=1)
     sampler = _Sampler(config, estimator, DataFacts.of(schema))
-    together = max(1, min(EVENTS_AT_ONCE, SAMPLES_AT_ONCE // config.samples))
+    together = max(1, min(EVENTS_AT_ONCE, _samples_at_once(estimator.device) // config.samples))
     stream = EventStream(
         data, batch_size=together, shuffle=False, start=wanted.start, stop=wanted.stop
     )
     sampled = 0
-    with _Writer(folder) as writer, progress_bar(len(wanted), "event") as bar:
+    with progress_bar(len(wanted), "event") as bar, _Writer(folder, bar.update) as writer:
         for batch in stream:
             rows = [
                 row
                 for row, event in enumerate(batch.event)
                 if not result_path(folder, int(event)).exists()
             ]
-            bar.update(len(batch.event) - len(rows))
+            writer.pass_over(len(batch.event) - len(rows))
             if not rows:
                 continue
-            theta, log_prob = sampler.draw(batch.strain[rows], batch.event[rows], bar.update)
+            theta, log_prob = sampler.draw(batch.strain[rows], batch.event[rows])
             drawn = [
                 Posterior(
                     event=int(batch.event[row]),
@@ -160,16 +163,30 @@ def sample_dataset(
 
 @dataclass
 class _Writer:
-    """Writes posteriors while the next are drawn; at its end all are written, or it raises."""
+    """Writes posteriors while the next are drawn; at its end all are written, or it raises.
+
+    Attributes:
+        folder: Where to.
+        done: Told, by the thread that writes, how many events more are there.
+    """
 
     folder: Path
+    done: Callable[[int], object]
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    _pending: list[Future[Path]] = field(default_factory=list)
+    _pending: list[Future[None]] = field(default_factory=list)
 
     def write(self, posteriors: list[Posterior]) -> None:
         """Wait for those that came before, then begin with these."""
         self.finish()
-        self._pending = [self._pool.submit(write_posterior, self.folder, p) for p in posteriors]
+        self._pending = [self._pool.submit(self._write, posterior) for posterior in posteriors]
+
+    def pass_over(self, events: int) -> None:
+        """Count events whose files were there."""
+        self._pool.submit(self.done, events)
+
+    def _write(self, posterior: Posterior) -> None:
+        write_posterior(self.folder, posterior)
+        self.done(1)
 
     def finish(self) -> None:
         """Wait until all are written."""
@@ -197,14 +214,12 @@ class _Sampler:
         self,
         stored: Num[Array, "event detector time"],
         events: Int64[Array, "event"],
-        done: Callable[[int], object],
     ) -> tuple[Float64[Array, "event sample parameter"], Float64[Array, "event sample"]]:
         """Draw samples for some events; what is drawn is a function of (seed, event) alone.
 
         Args:
             stored: Their strain.
             events: Their numbers.
-            done: Told, as they go, of how many more are drawn.
 
         Raises:
             InputError: The flow gives samples that are not finite.
@@ -217,7 +232,7 @@ class _Sampler:
                 row += self._preprocess.noise(len(row), [self._seed(event, "noise")], device)[0]
         seeds = [self._seed(event, "samples") for event in events]
         theta, log_prob = self._estimator.sample(
-            strain, self._config.samples, seeds, self._config.compile, done
+            strain, self._config.samples, seeds, self._config.compile
         )
         drawn = theta.cpu().numpy(), log_prob.cpu().numpy()
         finite = np.isfinite(drawn[0]).all((1, 2)) & np.isfinite(drawn[1]).all(1)
@@ -233,6 +248,13 @@ class _Sampler:
         key = (int(event), purpose == "noise")
         sequence = np.random.SeedSequence(self._config.seed, spawn_key=key)
         return int(sequence.generate_state(1, np.uint64)[0]) % 2**63
+
+
+def _samples_at_once(device: torch.device) -> int:
+    if device.type != "cpu":
+        return SAMPLES_AT_ONCE
+    for_all_threads = max(SAMPLES_AT_ONCE_ON_CPU, SAMPLES_A_THREAD * torch.get_num_threads())
+    return min(SAMPLES_AT_ONCE, for_all_threads)
 
 
 def _known(schema: Schema, parameters: Float64[Array, "parameter"]) -> dict[str, float]:
@@ -270,13 +292,19 @@ def _refuse_what_holds_more(folder: Path) -> None:
 
 
 def _refuse_other_results(folder: Path, provenance: dict[str, object]) -> None:
-    """Refuse to mix results of different runs, data or seeds in one folder."""
+    """Refuse to mix results of different runs, data or seeds in one folder.
+
+    Of the files there the first and the last are read: all would take minutes where there are
+    thousands, and `diagnose`, which reads all, refuses a mixture.
+    """
     if not any(folder.glob(f"event_*{SUFFIX}")):
         return
-    there = read_posterior(result_files(folder)[0]).provenance
-    for name, value in provenance.items():
-        if there.get(name) != value:
-            raise InputError(
-                f"{folder}: holds results made from another {name} ({there.get(name)} there, "
-                f"{value} asked for); give another --out"
-            )
+    files = result_files(folder)
+    for path in dict.fromkeys((files[0], files[-1])):
+        there = read_posterior(path).provenance
+        for name, value in provenance.items():
+            if there.get(name) != value:
+                raise InputError(
+                    f"{folder}: holds results made from another {MADE_FROM.get(name, name)} "
+                    f"({there.get(name)} there, {value} asked for); give another --out"
+                )

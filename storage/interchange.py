@@ -41,6 +41,11 @@ def to_bilby(posterior: "results.Posterior", derived: bool) -> Any:  # noqa: ANN
     with TemporaryDirectory() as folder:
         path = results.write_posterior(Path(folder), posterior)
         result = bilby.result.read_in_result(str(path))
+    if derived and result.posterior.empty:
+        raise InputError(
+            f"{posterior.label}: has no samples of positive weight to derive anything from; sample "
+            "it again or leave it out"
+        )
     if derived:
         conversion = import_module("bilby.gw.conversion")
         samples = result.posterior.assign(**_fixed(posterior.in_the_sky()))

@@ -23,6 +23,13 @@ LOG_LIKELIHOOD, LOG_PRIOR, WEIGHTS = "log_likelihood", "log_prior", "weights"
 TURNING = ("geocent_time", "ra")  # that are others in the sky than in a data set cut out of frames
 CIRCLE = 2 * math.pi
 REWEIGHTED = "reweighted"  # the folder below that of the samples
+# What of a result's provenance is the same in all results of one call, and how it is called.
+MADE_FROM = {
+    "checkpoint_sha256": "checkpoint",
+    "data_sha256": "data set",
+    "seed": "seed",
+    "samples": "number of samples",
+}
 # Stands for the logarithm of zero, as bilby writes it: JSON has no infinity.
 IMPOSSIBLE = -float(np.finfo(np.float64).max)
 
@@ -279,6 +286,8 @@ def read_posterior(path: Path) -> Posterior:
         )
         _refuse_impossible(posterior)
         return _as_counted(posterior) if posterior.sky else posterior
+    except DamagedDataError as error:
+        raise DamagedDataError(f"{error}; delete it and sample again") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedDataError(
             f"{path}: is no posterior file that `strainflow sample` wrote whole "

@@ -411,3 +411,15 @@ def test_a_process_of_its_own_answers_in_one_sentence_too(here):
     assert done.stdout == ""
     assert done.stderr == ("strainflow simulate: 'seeed' is no known key; did you mean seed?\n")
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", list(strainflow.VERBS))
+def test_an_interrupted_verb_says_whether_it_goes_on(verb, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(strainflow, "_parse", interrupted)
+    assert strainflow.main(verb.split()) == 130
+    goes_on = verb in ("simulate", "repair", "recode", "cut", "train", "sample", "reweight")
+    end = "what is finished stays, run it again to go on" if goes_on else "run it again from the"
+    assert f"strainflow {verb}: interrupted; {end}" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import chisquare, kstest, norm
 
 from model.calibration import (
+    FEWEST_EFFECTIVE,
     Weighted,
     calibration,
     chi_square_p_value,
@@ -76,6 +77,20 @@ def test_ranks_among_weighted_samples_are_uniform_only_with_their_weights():
         without.append(truth_ranks(samples, truth, equal(samples), share)[0])
     assert kstest(with_weights, "uniform").pvalue > 0.01
     assert kstest(without, "uniform").pvalue < 1e-10
+
+
+def test_ranks_of_right_weights_are_not_uniform_where_few_samples_are_effective():
+    """So such events are not judged. Samples are shifted by 1.2 and weighted back."""
+    draw = np.random.default_rng(1)
+    ranks, effective = [], []
+    for _ in range(1000):
+        samples = 1.2 + draw.standard_normal((12, 1))
+        weights = (norm.pdf(samples) / norm.pdf(samples, 1.2))[:, 0]
+        weighted = Weighted(samples, weights / weights.sum())
+        ranks.append(truth_ranks(samples, draw.standard_normal(1), weighted, draw.random(1))[0])
+        effective.append(weighted.effective)
+    assert np.median(effective) < 10 < FEWEST_EFFECTIVE
+    assert kstest(ranks, "uniform").pvalue < 1e-4
 
 
 def test_effective_samples_are_those_of_kish():

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from model import report
 from model.diagnose import diagnose
 from storage.errors import DamagedDataError, InputError
 from storage.results import Posterior, read_posterior, result_files, write_posterior
@@ -142,6 +143,49 @@ def test_results_of_different_parameters_are_refused(tmp_path):
     write_posterior(tmp_path, replace(read_posterior(path), names=("offset", "mass", "rate")))
     with pytest.raises(InputError, match="infers offset, mass, rate"):
         diagnose(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("checkpoint_sha256", "checkpoint"),
+        ("data_sha256", "data set"),
+        ("seed", "seed"),
+        ("samples", "number of samples"),
+    ],
+)
+def test_results_of_different_origin_are_refused_by_the_names_of_two(key, words, tmp_path):
+    write_conjugate(tmp_path, 20, samples=5)
+    for path in result_files(tmp_path):
+        posterior = read_posterior(path)
+        made_from = {"checkpoint_sha256": "a", "data_sha256": "b", "seed": 1, "samples": 5}
+        other = {key: 2} if posterior.event == 13 else {}
+        write_posterior(tmp_path, replace(posterior, provenance=made_from | other))
+    match = f"event_000000013_result.json: was made from another {words} than event_000000000_"
+    with pytest.raises(InputError, match=match):
+        diagnose(tmp_path, tmp_path / "out")
+
+
+def test_no_picture_is_written_before_there_is_a_verdict(tmp_path):
+    write_conjugate(tmp_path, 20, samples=50)
+    last = read_posterior(result_files(tmp_path)[-1])
+    write_posterior(tmp_path, replace(last, truth={}))
+    with pytest.raises(InputError, match="has no true mass"):
+        diagnose(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_that_were_not_finished_do_not_lie_beside_an_older_page(tmp_path, monkeypatch):
+    write_conjugate(tmp_path, 20, samples=50)
+    diagnose(tmp_path, tmp_path / "out", corners=0)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "plot_corner", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        diagnose(tmp_path, tmp_path / "out", corners=1)
+    assert not (tmp_path / "out" / "diagnosis.html").exists()
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.1])

@@ -1,5 +1,6 @@
 """What is said of the sky, of widths, and of posteriors that were reweighted."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -134,16 +135,74 @@ def test_weights_of_other_samples_are_refused(tmp_path):
         judge(folder)
 
 
-def test_samples_without_any_weight_are_named(tmp_path):
+def with_weights(posterior, effective):
+    """The same, of which only so many samples have any weight."""
+    weights = np.zeros(len(posterior.samples))
+    if effective:
+        weights[:effective] = len(weights) / effective
+    return replace(posterior, exact=replace(posterior.exact, weights=weights))
+
+
+def test_an_event_without_any_weight_is_named_and_left_out(tmp_path, capsys):
     posteriors = list(events_on_the_sky(spread=0.1))
-    folder = write_all(tmp_path / "r", posteriors)
-    path = folder / "event_000000003_result.json"
-    content = path.read_text()
-    at = content.index('"weights":[', content.index("nested_samples")) + len('"weights":[')
-    end = content.index("]", at)
-    path.write_text(content[:at] + ", ".join(["0.0"] * 400) + content[end:])
-    with pytest.raises(InputError, match="event_000000003: has no samples of positive weight"):
-        judge(folder)
+    posteriors[0] = with_weights(posteriors[0], 0)
+    folder, out = write_all(tmp_path / "r", posteriors), tmp_path / "out"
+    found, _ = judge(folder)
+    assert (
+        found.left_out == found.reweighting.dead == found.reweighting.low == (posteriors[0].label,)
+    )
+    assert found.reweighting.smallest_efficiency == 0
+    assert not found.per_event[0].ranks
+    assert found.combined_p_value is not None
+    main(["diagnose", str(folder), "--out", str(out), "--corners", "1"])
+    words = capsys.readouterr().out
+    assert "no sample of positive weight: event_000000000\n" in words
+    assert "1 of 30 events left out of the tests, fewer than 30 effective samples: event" in words
+    assert [path.name for path in out.glob("corner_*")] == ["corner_000000001.png"]
+    assert (out / "jsd.png").is_file()
+
+
+def test_samples_that_reweighting_left_without_weight_are_judged_by_themselves(plain, tmp_path):
+    folder = write_all(tmp_path / "r", events_on_the_sky())
+    write_all(folder / "reweighted", (with_weights(p, 0) for p in events_on_the_sky(spread=0.1)))
+    (before, _), (after, _) = judge(plain), judge(folder)
+    assert after.combined_p_value == before.combined_p_value
+    assert after.left_out == ()
+    assert len(after.reweighting.dead) == 30
+    assert after.checks[0].jsd is None
+
+
+def test_reweighting_that_failed_is_no_verdict(tmp_path, capsys):
+    few = (with_weights(posterior, 7) for posterior in events_on_the_sky(spread=0.1))
+    folder, out = write_all(tmp_path / "r", few), tmp_path / "out"
+    assert main(["diagnose", str(folder), "--out", str(out), "--corners", "1"]) == 1
+    why = "30 of 30 events have fewer than 30 effective samples, and at least 20 must have more"
+    assert f"verdict: cannot tell: {why}\n" in capsys.readouterr().out
+    assert why in (out / "diagnosis.html").read_text()
+    assert main(["diagnose", str(folder), "--out", str(out), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["calibrated"], found["combined_p_value"], found["checks"]) == (False, None, [])
+
+
+@pytest.mark.parametrize(("left_out", "tells"), [(3, True), (4, False)])
+def test_more_than_a_tenth_left_out_is_no_verdict(left_out, tells, tmp_path):
+    posteriors = [
+        with_weights(posterior, 29 if posterior.event < left_out else 400)
+        for posterior in events_on_the_sky(spread=0.1)
+    ]
+    found, _ = judge(write_all(tmp_path / "r", posteriors), level=1e-9)
+    assert len(found.left_out) == left_out
+    assert (found.calibrated, not found.cannot_tell) == (tells, tells)
+    assert found.combined_p_value > 1e-9
+
+
+def test_a_posterior_that_is_one_point_does_not_move_the_bias(plain, tmp_path):
+    posteriors = list(events_on_the_sky())
+    points = np.tile(posteriors[4].samples[:1], (400, 1)) + 5
+    posteriors[4] = replace(posteriors[4], samples=points)
+    (before, _), (after, _) = judge(plain), judge(write_all(tmp_path / "r", posteriors))
+    assert after.checks[0].bias == pytest.approx(before.checks[0].bias, abs=0.2)
+    assert 0 < after.checks[0].narrowing < 1.2 * before.checks[0].narrowing
 
 
 def test_a_folder_of_both_kinds_is_refused(tmp_path):

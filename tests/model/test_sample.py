@@ -8,6 +8,7 @@ from pathlib import Path
 import bilby
 import numpy as np
 import pytest
+import torch
 from toy import START as TOY_START
 from toy import draw_event
 
@@ -193,10 +194,10 @@ def test_what_was_drawn_before_an_interruption_is_kept(
     monkeypatch.setattr(sample, "EVENTS_AT_ONCE", 2)
     draw = sample._Sampler.draw
 
-    def interrupted(self, stored, events, done):
+    def interrupted(self, stored, events):
         if 4 in events:
             raise KeyboardInterrupt
-        return draw(self, stored, events, done)
+        return draw(self, stored, events)
 
     monkeypatch.setattr(sample._Sampler, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -205,6 +206,34 @@ def test_what_was_drawn_before_an_interruption_is_kept(
     monkeypatch.setattr(sample._Sampler, "draw", draw)
     assert sample_dataset(SMALL, trained[0], data, tmp_path).sampled == 1
     assert contents(tmp_path) == contents(results)
+
+
+def test_a_block_is_smaller_on_a_cpu_and_has_work_for_each_thread(monkeypatch):
+    assert sample._samples_at_once(torch.device("cuda")) == 2**20
+    for threads, samples in ((2, 2**17), (32, 2**19), (256, 2**20)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert sample._samples_at_once(torch.device("cpu")) == samples
+
+
+def test_the_progress_bar_counts_what_is_written(trained, data, tmp_path, monkeypatch):
+    """Of three blocks, the second is drawn when the first is there, and the bar says so."""
+    monkeypatch.setattr(sample, "SAMPLES_AT_ONCE", 2 * SMALL.samples)
+    bars, counted = [], []
+    make, draw = sample.progress_bar, sample._Sampler.draw
+    monkeypatch.setattr(sample, "progress_bar", lambda *words: bars.append(make(*words)) or bars[0])
+
+    def counting(self, stored, events):
+        drawn = draw(self, stored, events)
+        counted.append((bars[0].n, events[0]))
+        if 4 in events:
+            raise KeyboardInterrupt
+        return drawn
+
+    monkeypatch.setattr(sample._Sampler, "draw", counting)
+    with pytest.raises(KeyboardInterrupt):
+        sample_dataset(SMALL, trained[0], data, tmp_path)
+    assert all(written <= first for written, first in counted), "what is drawn was counted"
+    assert bars[0].n == len(result_files(tmp_path)) == 4
 
 
 def test_a_file_that_cannot_be_written_is_no_success(trained, data, tmp_path):
@@ -253,7 +282,9 @@ def test_noisy_data_get_no_more_noise(trained, toy_data, tmp_path):
     assert (np.abs(means - as_stored.mean(1).numpy()) / error).max() < 7
 
 
-@pytest.mark.parametrize(("change", "name"), [({"seed": 4}, "seed"), ({"samples": 41}, "samples")])
+@pytest.mark.parametrize(
+    ("change", "name"), [({"seed": 4}, "seed"), ({"samples": 41}, "number of samples")]
+)
 def test_other_results_into_the_same_folder_are_refused(change, name, results, trained, data):
     before = contents(results)
     with pytest.raises(InputError, match=f"made from another {name}"):
@@ -261,8 +292,17 @@ def test_other_results_into_the_same_folder_are_refused(change, name, results, t
     assert contents(results) == before
 
 
+def test_a_last_file_of_another_seed_is_refused(results, trained, data, tmp_path):
+    shutil.copytree(results, tmp_path / "mixed")
+    last = read_posterior(result_path(results, 4))
+    other = replace(last, provenance={**last.provenance, "seed": 4})
+    write_posterior(tmp_path / "mixed", other)
+    with pytest.raises(InputError, match="made from another seed"):
+        sample_dataset(SMALL, trained[0], data, tmp_path / "mixed")
+
+
 def test_results_of_other_data_into_the_same_folder_are_refused(results, trained, toy_data):
-    with pytest.raises(InputError, match="made from another data_sha256"):
+    with pytest.raises(InputError, match="made from another data set"):
         sample_dataset(SMALL, trained[0], toy_data(), results)
 
 
@@ -335,7 +375,7 @@ def test_a_folder_without_a_run_is_refused(data, tmp_path):
 def test_a_damaged_result_is_named(text, tmp_path):
     path = result_path(tmp_path, 0)
     path.write_text(text)
-    with pytest.raises(DamagedDataError, match="event_000000000_result.json"):
+    with pytest.raises(DamagedDataError, match=r"event_000000000_result.json.*; delete it and sam"):
         read_posterior(path)
 
 

@@ -100,6 +100,14 @@ def test_of_an_event_out_of_frames_all_is_in_the_sky(known):
         assert np.array_equal(frame[name], result.posterior[name])
 
 
+def test_nothing_is_derived_of_an_event_without_any_weight_in_one_sentence():
+    ours = posterior(exact=True)
+    dead = replace(ours, exact=replace(ours.exact, weights=np.zeros(50)))
+    assert dead.to_bilby().posterior.empty
+    with pytest.raises(InputError, match="event_000000004: has no samples of positive weight"):
+        dead.to_bilby(derived=True)
+
+
 def test_a_file_says_that_its_form_is_bilbys(tmp_path):
     """PESummary reads what has this word in its version with bilby, and else without the priors."""
     result = bilby.result.read_in_result(str(write_posterior(tmp_path, posterior())))
