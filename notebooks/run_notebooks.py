@@ -55,7 +55,7 @@ def execute(notebook: nbformat.NotebookNode) -> None:
             kernel_name="python3",
             kernel_manager_class=ThisPython,
             record_timing=False,
-            timeout=3600,  # of a cell: one of them trains a network
+            timeout=300,
             resources={"metadata": {"path": empty}},
         )
         client.execute(env=environment)
