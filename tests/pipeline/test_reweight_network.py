@@ -80,7 +80,7 @@ def test_a_networks_samples_give_the_evidence_of_a_grid(written, tmp_path, capsy
     to_train_on = written("train", "--events=3000", "--noise=none")
     to_test = written("test", f"--events={EVENTS}", "--seed=9")
     network = replace(
-        SMALL_NETWORK, parameters=("chirp_mass", "luminosity_distance"), epochs=12, batch_size=50
+        SMALL_NETWORK, parameters=("chirp_mass", "luminosity_distance"), epochs=20, batch_size=50
     )
     train(network, to_train_on, tmp_path / "run")
     results, samples = tmp_path / "results", "--samples=3000"
