@@ -162,6 +162,7 @@ class EventStream(IterableDataset):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands: what it delivers next is a function of this alone."""
+        self._settle()  # here it is safe to wait
         state: dict[str, Any] = {
             "seed": self._seed,
             "epoch": self._epoch,
