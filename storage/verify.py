@@ -100,6 +100,8 @@ def take_inventory(url: str | Path | Store) -> Inventory:
         findings.append(Finding(PSD_CHUNK, _altered(psd)))
     finished = finished_shards(store, schema)
     findings += _missing_shards(schema, finished)
+    if finished and not identity:  # a run may have finished its first shard meanwhile
+        identity = _group_metadata(store)[2]
     known = {*children, GROUP_METADATA, GROUP_COPY, PSD_CHUNK}
     findings += _other_files(store, schema, known)
     notes = (
