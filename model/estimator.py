@@ -3,7 +3,7 @@
 strain -> preprocess -> embedding -> condition c -> flow -> parameter map -> theta
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model.config import TrainConfig
 from model.embedding import make_embedding
-from model.fastflow import FastFlow, ignore, single_threads
+from model.fastflow import FastFlow, single_threads
 from model.flow import ConditionalFlow
 from model.parameters import ParameterMap
 from model.preprocess import Preprocess
@@ -137,7 +137,6 @@ class Estimator(nn.Module):
         n: int,
         seeds: Sequence[int] | None = None,
         compiled: bool | None = None,
-        done: Callable[[int], object] = ignore,
     ) -> tuple[Float[Tensor, "event sample parameter"], Float[Tensor, "event sample"]]:
         """Draw posterior samples.
 
@@ -148,7 +147,6 @@ class Estimator(nn.Module):
                 the events beside it.
             compiled: Whether the flow's splines are compiled, where there is a compiler; by
                 default on a GPU. Rounding differs.
-            done: Told, as they go, of how many events more are drawn.
 
         Returns:
             Theta in the order of `theta.names` and the data set's units, and its log density.
@@ -160,7 +158,7 @@ class Estimator(nn.Module):
                 for _, seed in zip(conditions, seeds or range(len(conditions)), strict=True)
             ]
         )
-        values, density = FastFlow(self.flow, compiled).from_base(base, conditions, done)
+        values, density = FastFlow(self.flow, compiled).from_base(base, conditions)
         theta, jacobian = self._to_theta(values)
         return theta, density.double() + jacobian
 

@@ -23,10 +23,6 @@ TILE = 2048  # samples of one event at most that go through all layers together
 GPU_ROWS = 2**16  # samples in one pass of a GPU, of as many events as it takes
 
 
-def ignore(_: int) -> None:
-    """Take no notice of how many events more are done."""
-
-
 class FastFlow:
     """A flow's density and its inverse for many samples of many events, without gradients.
 
@@ -61,16 +57,9 @@ class FastFlow:
         self,
         base: Float[Tensor, "event sample feature"],
         conditions: Float[Tensor, "event condition"],
-        done: Callable[[int], object] = ignore,
     ) -> tuple[Float[Tensor, "event sample feature"], Float[Tensor, "event sample"]]:
-        """Turn draws from the simple density into values, with the log density of each.
-
-        Args:
-            base: The draws.
-            conditions: One an event.
-            done: Told, as they go, of how many events more are through (on a GPU: are queued).
-        """
-        values, jacobian = self._turn(base, conditions, inverse=True, done=done)
+        """Turn draws from the simple density into values, with the log density of each."""
+        values, jacobian = self._turn(base, conditions, inverse=True)
         return values, self._flow.log_base(base) + jacobian
 
     @torch.no_grad()
@@ -80,7 +69,6 @@ class FastFlow:
         conditions: Float[Tensor, "event condition"],
         *,
         inverse: bool,
-        done: Callable[[int], object] = ignore,
     ) -> tuple[Float[Tensor, "event sample feature"], Float[Tensor, "event sample"]]:
         """Send all tiles through all layers; with the log of the forward map's determinant."""
         events, samples, features = inputs.shape
@@ -101,11 +89,7 @@ class FastFlow:
             outputs[numbers] = state.permute(1, 2, 0)
             jacobian[numbers] = total
 
-        through = 0
-        for passed in self._each(run, _passes(events * tiles, rows, self._device)):
-            now = min(events, passed // tiles)
-            done(now - through)
-            through = now
+        self._run_each(run, _passes(events * tiles, rows, self._device))
         turned = outputs.view(events, tiles * rows, features)[:, :samples]
         return turned, jacobian.view(events, tiles * rows)[:, :samples]
 
@@ -117,20 +101,16 @@ class FastFlow:
             for layer in self._layers
         }
 
-    def _each(
-        self, run: Callable[[Tensor], None], passes: list[Int[Tensor, "job"]]
-    ) -> Iterator[int]:
-        """Run all passes, a thread each on a CPU; yield how many tiles are through."""
+    def _run_each(self, run: Callable[[Tensor], None], passes: list[Int[Tensor, "job"]]) -> None:
+        """Run all passes, a thread each on a CPU."""
         threads = torch.get_num_threads()
-        width = len(passes[0])
         if self._device.type != "cpu" or threads == 1:
-            for number, jobs in enumerate(passes, 1):
+            for jobs in passes:
                 run(jobs)
-                yield number * width
             return
         with single_threads(threads) as pool:
-            for number, _ in enumerate(pool.map(torch.no_grad()(run), passes), 1):
-                yield number * width
+            for _ in pool.map(torch.no_grad()(run), passes):
+                pass
 
 
 @contextmanager
