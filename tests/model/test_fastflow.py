@@ -230,14 +230,6 @@ def test_passes_of_many_events_give_the_numbers_of_passes_of_one(monkeypatch):
         assert (distances(fast(case), expected, case.flow.circle) < 1e-5).all()
 
 
-def test_every_event_is_counted_once(monkeypatch):
-    monkeypatch.setattr(fastflow, "TILE", 16)
-    case, told = make_case(), []
-    FastFlow(case.flow).from_base(case.base, case.conditions, told.append)
-    assert sum(told) == EVENTS
-    assert set(told) == {0, 1}
-
-
 def test_without_a_compiler_the_samples_are_those_of_the_uncompiled_path(monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/g++")
     compiled_spline.cache_clear()
