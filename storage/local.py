@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from storage.errors import InputError
 from storage.files import AtomicFile
@@ -247,10 +246,15 @@ class LocalFile:
             return done
         return done + self._read_rest(offset, buffers, done)
 
-    def whole_read(self, offset: int, buffer: memoryview) -> "WholeRead":
-        """Say how to fill a buffer: past the page cache, if so it shall be."""
-        descriptor = self._descriptor if self._direct < 0 else self._direct
-        return WholeRead(self, descriptor, (buffer,), offset, len(buffer))
+    @property
+    def descriptor(self) -> int:
+        """To be read from by system calls: past the page cache, if so it shall be."""
+        return self._descriptor if self._direct < 0 else self._direct
+
+    @property
+    def cached(self) -> int:
+        """The descriptor that reads through the page cache."""
+        return self._descriptor
 
     def _read_rest(self, offset: int, buffers: Sequence[memoryview], done: int) -> int:
         """Read what a call has left over, as it may; return how much that is."""
@@ -272,40 +276,6 @@ class LocalFile:
     def __del__(self) -> None:
         """Close the file with the last reference to it."""
         self.close()
-
-
-class WholeRead(NamedTuple):
-    """One system call that fills a buffer.
-
-    Attributes:
-        file: Stays open until then.
-        descriptor: Of the file, to be read from.
-        buffers: The one that is to be filled, as the call takes it.
-        offset: In the file.
-        length: Of the buffer.
-    """
-
-    file: LocalFile
-    descriptor: int
-    buffers: tuple[memoryview]
-    offset: int
-    length: int
-
-
-def read_whole(reads: Sequence[WholeRead]) -> list[bool]:
-    """Do many reads one after the other; tell which of them have filled their buffers.
-
-    In as few steps as there can be: after each read the processor's caches hold strain in place of
-    the interpreter, and a step takes several times as long as it would otherwise.
-    """
-    preadv = os.preadv
-    try:
-        return [
-            preadv(descriptor, buffers, offset) == length
-            for _, descriptor, buffers, offset, length in reads
-        ]
-    except OSError:  # asked again, each tells what is wrong
-        return [False] * len(reads)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,6 @@ a shard: single events in a global order, megabytes in a windowed one. A run is 
 one request to an object store; threads do many at a time, and hold Python's lock for microseconds.
 """
 
-import resource
-import sys
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,14 +13,15 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64, Num
+from jaxtyping import Bool, Float64, Int64, Num
 
 from storage.arrays import Array, as_bytes
 from storage.errors import DamagedDataError
-from storage.local import LocalStore, WholeRead, read_whole
-from storage.manifest import read_manifest, read_table
-from storage.schema import Schema, shard_files
+from storage.local import LocalStore
+from storage.schema import Schema
 from storage.shard_reader import Piece, ShardReader
+from storage.singles import Singles
+from storage.tables import ShardTables
 from storage.urls import Store
 
 LONGEST_RUN = 8 * 2**20  # bytes: no disk gains from more, and threads share the work
@@ -32,7 +29,6 @@ MOST_IN_RUN = 256  # events, where they are small: a system call takes 1024 buff
 BYTES_PER_TASK = 6 * 2**20  # of strain: few steps for each event, and enough tasks for all threads
 EVENTS_PER_REQUEST = 64  # of an object store: they are fetched at once
 SHARDS_AT_ONCE = 16  # of an object store: so many are opened at once
-DESCRIPTORS_SPARED = 256  # for everything else that the process has open
 
 
 @dataclass(frozen=True)
@@ -90,46 +86,43 @@ class Filling:
     damaged: dict[int, DamagedDataError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._strain, self._parameters = (
-            as_bytes(self.batch.strain),
-            as_bytes(self.batch.parameters),
-        )
-        count = max(1, len(self.batch.event))
-        self._size, self._width = len(self._strain) // count, len(self._parameters) // count
+        self._strain = as_bytes(self.batch.strain)
+        self._size = len(self._strain) // max(1, len(self.batch.event))
 
     def row(self, place: int) -> memoryview:
         """Where the strain of the event at a place goes."""
         return self._strain[place * self._size : (place + 1) * self._size]
 
-    def put_parameters(self, place: int, table: memoryview, row: int) -> None:
-        """Put the parameters of an event, a row of its shard's table, to their place.
 
-        As bytes: for a few numbers, numpy takes three times as long.
-        """
-        width = self._width
-        self._parameters[place * width : (place + 1) * width] = table[
-            row * width : (row + 1) * width
-        ]
+def runs_of(
+    events: Int64[Array, "event"], places: Int64[Array, "place"], schema: Schema
+) -> list[Run]:
+    """Cut events of a batch into runs.
 
-
-def runs_of(events: Int64[Array, "event"], schema: Schema) -> list[Run]:
-    """Cut the events of a batch into runs, in the order in which they lie in the data set."""
-    if not len(events):
+    Args:
+        events: Of the batch.
+        places: Some places in it, in the order in which their events lie in the data set.
+        schema: What that is.
+    """
+    if not len(places):
         return []
-    per_shard = schema.events_per_shard
-    order = np.argsort(events, kind="stable")
-    numbers = events[order]
-    begins = np.ones(len(events), bool)
-    begins[1:] = (np.diff(numbers) != 1) | (numbers[1:] % per_shard == 0)
+    numbers = events[places]
+    begins = np.append(True, ~_follow(numbers, schema))
     starts = np.flatnonzero(begins).tolist()
     most = max(1, min(MOST_IN_RUN, LONGEST_RUN // schema.event_bytes))
-    shards, rows = (part.tolist() for part in np.divmod(numbers, per_shard))
-    places = order.tolist()
+    shards, rows = (part.tolist() for part in np.divmod(numbers, schema.events_per_shard))
+    listed = places.tolist()
     return [
-        Run(shards[first], rows[first], tuple(places[first : min(first + most, stop)]))
-        for start, stop in zip(starts, [*starts[1:], len(places)], strict=True)
+        Run(shards[first], rows[first], tuple(listed[first : min(first + most, stop)]))
+        for start, stop in zip(starts, [*starts[1:], len(listed)], strict=True)
         for first in range(start, stop, most)
     ]
+
+
+def _follow(numbers: Int64[Array, "event"], schema: Schema) -> Bool[Array, "event-1"]:
+    """Which events but the first follow the one before in its shard."""
+    follow: Array = (np.diff(numbers) == 1) & (numbers[1:] % schema.events_per_shard != 0)
+    return follow
 
 
 def tasks_of(runs: Sequence[Run], events: int) -> Iterator[list[Run]]:
@@ -162,17 +155,11 @@ class Reading:
     def __init__(
         self, store: Store, schema: Schema, first_time_only: bool, skip: bool, most_shards: int
     ) -> None:
-        self._store, self._schema = store, schema
+        self._store, self._schema, self._skip = store, schema, skip
         self.is_local = isinstance(store, LocalStore)
-        self._skip, self._most = skip, most_shards
-        self._shards = dict[int, _OpenShard]()
-        self._opened = deque[ShardReader]()
+        self._tables = ShardTables(store, schema, most_shards)
         once = first_time_only and self.is_local
         self._proved = np.zeros(-(-schema.events // 8), np.uint8) if once else None
-        self._lock = threading.Lock()
-        self._most_open = _most_open_files()
-        if isinstance(store, LocalStore) and store.past_cache:
-            self._most_open //= 2  # each has a second descriptor
 
     @property
     def events_per_task(self) -> int:
@@ -192,9 +179,16 @@ class Reading:
             filling: The batch.
             threads: That shall all find something to do in this batch alone.
         """
-        read, events = self._read if self.is_local else self._fetch, filling.batch.event
+        events = filling.batch.event
         per_task = min(self.events_per_task, -(-len(events) // threads))
-        for runs in tasks_of(runs_of(events, self._schema), per_task):
+        left = np.argsort(events, kind="stable")
+        if self.is_local and 2 * np.count_nonzero(_follow(events[left], self._schema)) < len(left):
+            singles, left = self._tables.find(events, left, filling.batch.parameters)
+            for first in range(0, len(singles.places), per_task):
+                part = singles.part(first, first + per_task)
+                yield partial(self._read_singly, filling, part)
+        read = self._read if self.is_local else self._fetch
+        for runs in tasks_of(runs_of(events, left, self._schema), per_task):
             yield partial(read, filling, runs)
 
     def finish(self, filling: Filling) -> None:
@@ -209,16 +203,11 @@ class Reading:
 
     def release(self) -> None:
         """Close all files; they are opened again when they are needed."""
-        with self._lock:
-            while self._opened:
-                self._opened.popleft().release()
-            # One that was released while a thread was about to read has opened its file again.
-            for shard in self._shards.values():
-                shard.reader.release()
+        self._tables.release()
 
     def _read(self, filling: Filling, runs: Sequence[Run]) -> None:
         """Read runs one after the other."""
-        for run in runs if filling.prove else self._read_at_once(filling, runs):
+        for run in runs:
             try:
                 self._read_run(filling, run)
             except DamagedDataError as error:
@@ -229,111 +218,51 @@ class Reading:
                 else:
                     filling.damaged[run.places[0]] = error
 
-    def _read_at_once(self, filling: Filling, runs: Sequence[Run]) -> list[Run]:
-        """Read single events, as a global order has them; return the runs that are left."""
-        asked, reads, left = list[Run](), list[WholeRead](), list[Run]()
-        for run in runs:
-            shard = self._shards.get(run.shard)
-            read = None
-            if shard is not None and len(run.places) == 1:
-                read = shard.reader.whole_read(run.row, filling.row(run.places[0]))
-            if shard is None or read is None:
-                left.append(run)
-            else:
-                shard.copy_parameters(run, filling)
-                asked.append(run)
-                reads.append(read)
-        left += [run for run, done in zip(asked, read_whole(reads), strict=True) if not done]
-        return left
+    def _read_singly(self, filling: Filling, singles: Singles) -> None:
+        """Read single events; those that are not sound once more, which tells what is wrong."""
+        rows = list(map(filling.row, singles.places.tolist()))
+        if self._schema.encoding.compressed:
+            sound = singles.unpack(rows)
+        else:
+            sound = singles.read(rows, filling.prove)
+        if not sound.all():
+            left = singles.places[~sound]
+            self._read(filling, runs_of(filling.batch.event, left, self._schema))
 
     def _read_run(self, filling: Filling, run: Run) -> None:
-        shard = self._shard(run.shard)
         rows = [filling.row(place) for place in run.places]
-        shard.reader.read(run.row, rows, filling.prove)
-        shard.copy_parameters(run, filling)
+        self._tables.reader(run.shard).read(run.row, rows, filling.prove)
+        self._put_parameters(filling, run)
+
+    def _put_parameters(self, filling: Filling, run: Run) -> None:
+        self._tables.put_parameters(run.shard, run.row, run.places, filling.batch.parameters)
 
     def _fetch(self, filling: Filling, runs: Sequence[Run]) -> None:
         """Read runs with the requests for all of them under way at once."""
-        unknown = {run.shard for run in runs} - self._shards.keys()
+        unknown = [shard for shard in {run.shard for run in runs} if shard not in self._tables]
         if unknown:
             with ThreadPoolExecutor(SHARDS_AT_ONCE, "strainflow-open") as pool:
                 list(pool.map(self._open_early, unknown))
-        fetched, alone = list[tuple[Run, _OpenShard, Piece]](), list[Run]()
+        fetched, alone = list[tuple[Run, ShardReader, Piece]](), list[Run]()
         for run in runs:
             try:
-                shard = self._shard(run.shard)
-                pieces = shard.reader.pieces(run.row, len(run.places), self._schema.event_bytes)
-                fetched += [(run, shard, piece) for piece in pieces]
+                reader = self._tables.reader(run.shard)
+                pieces = reader.pieces(run.row, len(run.places), self._schema.event_bytes)
+                fetched += [(run, reader, piece) for piece in pieces]
             except DamagedDataError:
                 alone.append(run)
         contents = self._store.read_ranges(
-            [(shard.reader.path, piece.offset, piece.length) for _, shard, piece in fetched]
+            [(reader.path, piece.offset, piece.length) for _, reader, piece in fetched]
         )
-        for (run, shard, piece), content in zip(fetched, contents, strict=True):
+        for (run, reader, piece), content in zip(fetched, contents, strict=True):
             part = run.part(piece.row, piece.count)
             try:
-                shard.reader.unpack(piece, content, [filling.row(place) for place in part.places])
-                shard.copy_parameters(part, filling)
+                reader.unpack(piece, content, [filling.row(place) for place in part.places])
+                self._put_parameters(filling, part)
             except DamagedDataError:
                 alone.append(part)
         self._read(filling, alone)  # tells what is wrong with them
 
     def _open_early(self, number: int) -> None:
         with suppress(DamagedDataError):  # comes again where the events are known
-            self._shard(number)
-
-    def _shard(self, number: int) -> "_OpenShard":
-        found = self._shards.get(number)
-        if found is not None and found.reader.is_open:
-            return found
-        if found is None:
-            found = _OpenShard.open(self._store, self._schema, number)
-        with self._lock:
-            self._shards[number] = found
-            if self.is_local:  # else nothing is held open
-                self._opened.append(found.reader)
-            if len(self._shards) > self._most:
-                del self._shards[next(iter(self._shards))]
-            if len(self._opened) > self._most_open:
-                # Another thread may be reading: the last one to let go closes the file.
-                self._opened.popleft().release()
-        return found
-
-
-@dataclass(frozen=True)
-class _OpenShard:
-    """A shard's reader, and the parameters of its events."""
-
-    reader: ShardReader
-    parameters: memoryview
-
-    @classmethod
-    def open(cls, store: Store, schema: Schema, number: int) -> "_OpenShard":
-        """Open a shard.
-
-        Raises:
-            DamagedDataError: Its manifest, its index or its parameters are damaged.
-        """
-        manifest = read_manifest(store, schema, number)
-        parameters = read_table(store, schema, manifest, "parameters")
-        reader = ShardReader(
-            store,
-            shard_files(number)["strain"],
-            schema.events_per_shard,
-            schema.encoding,
-            manifest.crc32c,
-            manifest.first_event,
-        )
-        return cls(reader, as_bytes(parameters))
-
-    def copy_parameters(self, run: Run, filling: Filling) -> None:
-        """Put the parameters of some events to where they belong."""
-        for row, place in enumerate(run.places, run.row):
-            filling.put_parameters(place, self.parameters, row)
-
-
-def _most_open_files() -> int:
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if allowed == resource.RLIM_INFINITY:  # which is -1
-        allowed = sys.maxsize
-    return max(16, allowed - DESCRIPTORS_SPARED)
+            self._tables.reader(number)

@@ -2,7 +2,6 @@
 
 import mmap
 import struct
-import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -10,13 +9,14 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from crc32c import crc32c
-from jaxtyping import UInt64
+from jaxtyping import Bool, Int64, UInt64
 
 from storage.arrays import Array
 from storage.blosc import decompress_into
 from storage.encodings import Encoding
 from storage.errors import MEND, UNREADABLE, DamagedDataError
-from storage.local import LocalFile, WholeRead
+from storage.local import LocalFile
+from storage.singles import scratch
 from storage.urls import InputFile, Store
 
 T = TypeVar("T")
@@ -72,8 +72,8 @@ class ShardReader:
         self._checksums = None if checksums is None else np.array(checksums, np.uint32)
         self._file: InputFile | None = None
         try:
-            index = read_index(self._open(), slots, self.name)
-            self._length = self._open().length
+            index = read_index(self.open(), slots, self.name)
+            self._length = self.open().length
         except OSError as error:
             self.close()
             if error.errno not in UNREADABLE:
@@ -85,6 +85,24 @@ class ShardReader:
             raise
         # Arrays of Python's: of numpy's, taking one number takes four times as long.
         self._offsets, self._lengths = (array("Q", column.tobytes()) for column in index.T)
+
+    @property
+    def index(self) -> Int64[Array, "slot 2"]:
+        """Offset and length of each payload; where there is none, impossible ones."""
+        return np.array([self._offsets, self._lengths], np.uint64).T.astype(np.int64)
+
+    def possible(self, size: int) -> Bool[Array, "slot"]:
+        """Which entries of the index may be true: those that `place` does not refuse.
+
+        Args:
+            size: Bytes of the strain of each event, before compression.
+        """
+        offsets, lengths = self.index.T
+        fits: Array = lengths == size
+        if self._encoding.compressed:
+            fits = (lengths > 0) & (lengths <= size + LARGEST_OVERHEAD)
+        fits &= (offsets >= 0) & (offsets <= self._length - lengths)
+        return fits
 
     def place(self, row: int, size: int) -> tuple[int, int]:
         """Where the payload of the shard's event `row` lies, and how long it is.
@@ -144,7 +162,7 @@ class ShardReader:
         for piece in self.pieces(row, len(rows), len(rows[0])):
             wanted = rows[piece.row - row :][: piece.count]
             if self._encoding.compressed:
-                room = _compressed.room(piece.length)
+                room = scratch.room(piece.length)
                 there = self._asked(partial(_read_into, piece.offset, room), piece.row)
                 self.unpack(piece, room[:there], wanted)
                 continue
@@ -152,21 +170,6 @@ class ShardReader:
             if prove:
                 for number, strain in enumerate(wanted, piece.row):
                     self._prove(number, strain)
-
-    def whole_read(self, row: int, strain: memoryview) -> WholeRead | None:
-        """The one system call that reads an uncompressed event from a local disk, to be done later.
-
-        Args:
-            row: Of the event in the shard.
-            strain: Where it goes.
-
-        Returns:
-            None where there is no such call: `read` reads it, or tells what is wrong.
-        """
-        file = self._file
-        if self._encoding.compressed or self._lengths[row] != len(strain):
-            return None
-        return file.whole_read(self._offsets[row], strain) if isinstance(file, LocalFile) else None
 
     def unpack(self, piece: Piece, content: bytes | memoryview, rows: Sequence[memoryview]) -> None:
         """Put the strain of the events of a piece, read by itself, to where it belongs.
@@ -206,7 +209,18 @@ class ShardReader:
         """Whether the file is open at present."""
         return self._file is not None
 
-    def _open(self) -> InputFile:
+    @property
+    def local_file(self) -> LocalFile | None:
+        """The file, if it is open and on a local disk."""
+        file = self._file
+        return file if isinstance(file, LocalFile) else None
+
+    def open(self) -> InputFile:
+        """Open the file, unless it is.
+
+        Raises:
+            DamagedDataError: It is missing.
+        """
         file = self._file
         if file is None:
             try:
@@ -224,7 +238,7 @@ class ShardReader:
     def _asked(self, question: Callable[[InputFile], T], row: int) -> T:
         """Ask the file; what its disk cannot read is damage of the event."""
         try:
-            return question(self._open())
+            return question(self.open())
         except OSError as error:
             if error.errno not in UNREADABLE:
                 raise
@@ -252,25 +266,6 @@ class ShardReader:
 
 def _read_into(offset: int, buffer: memoryview, file: InputFile) -> int:
     return file.read_into(offset, buffer)
-
-
-class _Room(threading.local):
-    """Memory of each thread, used again: what is new has to be mapped page by page as it is read.
-
-    Large enough for what one call reads at most (8 MB), it goes with the thread.
-    """
-
-    def __init__(self) -> None:
-        self._buffer = memoryview(b"")
-
-    def room(self, length: int) -> memoryview:
-        """So many bytes, to be written over."""
-        if len(self._buffer) < length:
-            self._buffer = memoryview(bytearray(length))
-        return self._buffer[:length]
-
-
-_compressed = _Room()
 
 
 def read_index(file: InputFile, slots: int, name: str) -> UInt64[Array, "slot 2"]:

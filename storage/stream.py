@@ -8,10 +8,12 @@ next, the ring of buffers, and where the stream stands.
 
 import itertools
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,16 @@ from storage.order import WindowedOrder, permuted
 from storage.reading import Batch, Filling, Reading
 from storage.snapshot import Snapshot
 from storage.stream_config import StreamConfig
+from storage.tables import ShardTables
 from storage.urls import Store, store_of
 
 __all__ = ["Batch", "EventStream", "StreamConfig"]
 
 TOLD = 10  # damaged events that are named on the terminal; all are in `damaged`
 DEFAULTS = StreamConfig()
+ORDERED_AT_ONCE = 4096  # events
 Allocate = Callable[[tuple[int, ...], np.dtype[Any]], Array]
+Order = Callable[[Int64[Array, "n"], int], Int64[Array, "n"]]  # of places and an epoch
 
 
 class EventStream(IterableDataset):
@@ -264,27 +269,37 @@ class EventStream(IterableDataset):
         self, stop: int | None, ring: Iterator[Batch], depth: Depth, pool: ThreadPoolExecutor
     ) -> Iterator[Batch]:
         in_flight = deque[_Read]()
-        order, snapshot = self._ordered(), self._snapshot
 
-        def begin(batch: Batch, epoch: int, first: int) -> tuple[Filling, list[Future[None]]]:
+        def begin(batch: Batch, part: "_Part") -> tuple[Filling, list[Future[None]]]:
             """Find out which events a batch has, and ask for them."""
-            places = np.arange(first, first + len(batch.event))
-            batch.event[:] = snapshot.numbers(order(places, epoch))
+            batch.event[:] = part.events()
             filling = self._reading.filling(batch)
             tasks = self._reading.tasks(filling, depth.threads)
             return filling, [pool.submit(task) for task in tasks]
 
-        for epoch, first, count, state in self._stretches(stop):
+        for part in self._parts(stop):
             # The ring has one buffer more than there are reads in flight: this one was the
             # consumer's, who has asked for the next batch and so is done with it.
-            buffer = next(ring)
+            buffer, count = next(ring), part.count
             batch = Batch(buffer.strain[:count], buffer.parameters[:count], buffer.event[:count])
             # Done by the threads, so that a batch that is ready is not waited for.
-            in_flight.append(_Read(pool.submit(begin, batch, epoch, first), epoch, state))
+            in_flight.append(_Read(pool.submit(begin, batch, part), part.epoch, part.state))
             if len(in_flight) > depth.prefetch:
                 yield self._deliver(in_flight.popleft())
         while in_flight:
             yield self._deliver(in_flight.popleft())
+
+    def _parts(self, stop: int | None) -> "Iterator[_Part]":
+        """The batches, with the order of some of them at a time: for one, numpy takes as long."""
+        order, snapshot = self._ordered(), self._snapshot
+        most = max(1, ORDERED_AT_ONCE // self._batch_size)
+        for epoch, stretches in itertools.groupby(self._stretches(stop), lambda each: each[0]):
+            while some := list(itertools.islice(stretches, most)):
+                places = [np.arange(first, first + count) for _, first, count, _ in some]
+                found = _Later(partial(_numbers, snapshot, order, np.concatenate(places), epoch))
+                ends = itertools.accumulate(len(part) for part in places)
+                for (_, _, count, state), end in zip(some, ends, strict=True):
+                    yield _Part(epoch, count, state, found, end - count)
 
     def _stretches(self, stop: int | None) -> Iterator[tuple[int, int, int, tuple[int, int]]]:
         """Of each batch: epoch, this rank's first position, events, (epoch, position) after it."""
@@ -300,7 +315,7 @@ class EventStream(IterableDataset):
             yield epoch, position + first, last - first, following
             epoch, position = following
 
-    def _ordered(self) -> Callable[[Int64[Array, "n"], int], Int64[Array, "n"]]:
+    def _ordered(self) -> Order:
         """What stands at some positions of an epoch, as a function of them and its number."""
         size, seed = self.events, self._seed
         if not self._shuffle:
@@ -390,7 +405,7 @@ class EventStream(IterableDataset):
     @property
     def _shard_bytes(self) -> int:
         """What is kept of a shard: its index, checksums and parameters."""
-        return self.schema.events_per_shard * (16 + 4 + 8 * len(self.schema.parameters))
+        return ShardTables.bytes_of_shard(self.schema)
 
     @property
     def _most_shards(self) -> int:
@@ -417,6 +432,35 @@ class EventStream(IterableDataset):
         )
 
 
+class _Later:
+    """Something that the first thread to ask for it finds out, and others wait for."""
+
+    def __init__(self, find: Callable[[], Int64[Array, "event"]]) -> None:
+        self._find, self._lock = find, threading.Lock()
+        self._found: Int64[Array, event] | None = None
+
+    def __call__(self) -> Int64[Array, "event"]:
+        with self._lock:
+            if self._found is None:
+                self._found = self._find()
+            return self._found
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A batch that is to be read: its epoch, its size, where the stream stands after it."""
+
+    epoch: int
+    count: int
+    state: tuple[int, int]
+    found: _Later
+    first: int
+
+    def events(self) -> Int64[Array, "event"]:
+        """The numbers of its events."""
+        return self.found()[self.first : self.first + self.count]
+
+
 @dataclass(frozen=True)
 class _Read:
     """A batch that is being read, its epoch, and where the stream stands after it."""
@@ -430,6 +474,12 @@ def _is_dataloader_worker() -> bool:
     """Whether this process is a worker of a PyTorch DataLoader; such a one has imported torch."""
     torch_data = sys.modules.get("torch.utils.data")
     return torch_data is not None and torch_data.get_worker_info() is not None
+
+
+def _numbers(
+    snapshot: Snapshot, order: Order, places: Int64[Array, "n"], epoch: int
+) -> Int64[Array, "n"]:
+    return snapshot.numbers(order(places, epoch))
 
 
 def _refuse_below(least: int, **arguments: int) -> None:

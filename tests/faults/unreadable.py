@@ -3,6 +3,9 @@
 import errno
 import os
 
+import numpy as np
+
+from storage import singles
 from storage.local import LocalStore
 
 
@@ -21,6 +24,7 @@ def on_a_bad_sector(monkeypatch, path):
         return file
 
     monkeypatch.setattr(LocalStore, "open", open_or_not)
+    _fail_each(monkeypatch, inode, 0, path.stat().st_size)
 
 
 def on_one_bad_sector(monkeypatch, path, offset):
@@ -34,3 +38,18 @@ def on_one_bad_sector(monkeypatch, path, offset):
         return preadv(descriptor, buffers, start)
 
     monkeypatch.setattr(os, "preadv", on_a_bad_disk)
+    _fail_each(monkeypatch, inode, offset, offset + 1)
+
+
+def _fail_each(monkeypatch, inode, start, stop):
+    """Let the kernel's many reads fail where they take in a byte of a file."""
+    read_each = singles.read_each
+
+    def on_a_bad_disk(descriptors, addresses, lengths, offsets):
+        done = read_each(descriptors, addresses, lengths, offsets)
+        for number in np.flatnonzero((offsets < stop) & (start < offsets + lengths)):
+            if done is not None and os.fstat(descriptors[number]).st_ino == inode:
+                done[number] = -errno.EIO
+        return done
+
+    monkeypatch.setattr(singles, "read_each", on_a_bad_disk)

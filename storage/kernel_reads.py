@@ -1,0 +1,129 @@
+"""Many reads by two system calls (`io_submit`, `io_getevents` of Linux).
+
+From the page cache the kernel does them one after the other before the first call returns, past it
+all at once; in either case the caller lets go of Python's lock once, and not for each read. Threads
+that do so every 20 us spend half of their time waiting for it: one that wants it back is woken only
+after the other has taken it again, until 5 ms have passed.
+"""
+
+import ctypes
+import errno
+import platform
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from storage.arrays import Array
+
+AT_ONCE = 64  # reads; the kernel has 65,536 places for the whole machine by default
+_NUMBERS = {  # of io_setup, io_destroy, io_submit, io_getevents
+    "x86_64": (206, 207, 209, 208),
+    "aarch64": (0, 1, 2, 4),
+}
+_PREAD = 0
+_REQUEST = np.dtype(  # struct iocb of linux/aio_abi.h, little-endian
+    [
+        ("data", "<u8"),
+        ("key", "<u4"),
+        ("flags_of_read", "<u4"),
+        ("operation", "<u2"),
+        ("priority", "<i2"),
+        ("descriptor", "<u4"),
+        ("address", "<u8"),
+        ("length", "<u8"),
+        ("offset", "<i8"),
+        ("reserved", "<u8"),
+        ("flags", "<u4"),
+        ("descriptor_of_event", "<u4"),
+    ]
+)
+_EVENT = np.dtype([("data", "<u8"), ("request", "<u8"), ("result", "<i8"), ("more", "<i8")])
+
+
+def read_each(
+    descriptors: Int64[Array, "n"],
+    addresses: Int64[Array, "n"],
+    lengths: Int64[Array, "n"],
+    offsets: Int64[Array, "n"],
+) -> Int64[Array, "n"] | None:
+    """Read parts of files into memory.
+
+    Args:
+        descriptors: Of the files.
+        addresses: Where each part goes; the memory has to stay.
+        lengths: Of the parts [bytes].
+        offsets: In the files [bytes].
+
+    Returns:
+        The bytes that were read of each part, negative where it could not be read; nothing where
+        the kernel has no such calls, or no room for them.
+    """
+    context = _threads.context = getattr(_threads, "context", None) or _Context()
+    if not context.is_open:
+        return None
+    count = len(descriptors)
+    results = np.full(count, -1, np.int64)
+    requests = np.zeros(count, _REQUEST)
+    requests["data"], requests["descriptor"] = np.arange(count), descriptors
+    requests["operation"], requests["address"] = _PREAD, addresses
+    requests["length"], requests["offset"] = lengths, offsets
+    for first in range(0, count, AT_ONCE):
+        context.read(requests[first : first + AT_ONCE], results)
+    return results
+
+
+class _Context:
+    """The kernel's room for a thread's requests; it goes with the thread."""
+
+    def __init__(self) -> None:
+        number = ctypes.c_ulong(0)
+        self.is_open = _call is not None and _call(0, AT_ONCE, ctypes.addressof(number)) == 0
+        self._number = number.value
+
+    def read(self, requests: Array, results: Int64[Array, "n"]) -> None:
+        """Make some requests, and wait for all that the kernel has taken."""
+        assert _call is not None
+        number, count = self._number, len(requests)
+        pointers = requests.ctypes.data + _REQUEST.itemsize * np.arange(count)
+        events = np.empty(count, _EVENT)
+        begun = under_way = 0
+        while begun < count or under_way:
+            taken = 0
+            if begun < count:
+                taken = _call(2, number, count - begun, pointers.ctypes.data + 8 * begun)
+            if taken > 0:
+                begun, under_way = begun + taken, under_way + taken
+            elif begun < count and not (under_way and taken == -errno.EAGAIN):
+                begun += 1  # refused, which its result tells
+            else:
+                least = 1 if begun < count else under_way
+                came = max(0, _call(3, number, least, under_way, events.ctypes.data, 0))
+                results[events["data"][:came].astype(np.int64)] = events["result"][:came]
+                under_way -= came
+
+    def __del__(self) -> None:
+        """Give the room back."""
+        if self.is_open and _call is not None:  # which goes before, as Python ends
+            _call(1, self._number)
+
+
+def _system_call() -> Any:  # noqa: ANN401
+    """What makes the four calls by number, and returns a negative error as they do; or nothing."""
+    numbers = _NUMBERS.get(platform.machine())
+    if numbers is None or not sys.platform.startswith("linux") or sys.byteorder != "little":
+        return None
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    call.restype = ctypes.c_long
+
+    def made(which: int, *arguments: int) -> int:
+        found: int = call(ctypes.c_long(numbers[which]), *map(ctypes.c_long, arguments))
+        return found if found >= 0 else -ctypes.get_errno()
+
+    return made
+
+
+_call = _system_call()
+_threads = threading.local()

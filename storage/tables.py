@@ -1,0 +1,202 @@
+"""What is kept of the shards of a data set: where events lie, checksums, parameters, open files.
+
+In tables over all shards, so that the events of a batch, which lie anywhere, are looked up in a few
+steps of numpy: one by one, that takes longer than to read an event of 200 kB from the page cache.
+"""
+
+import resource
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from storage.arrays import Array
+from storage.errors import DamagedDataError
+from storage.local import LocalStore
+from storage.manifest import read_manifest, read_table
+from storage.schema import Schema, shard_files
+from storage.shard_reader import ShardReader
+from storage.singles import Singles
+from storage.urls import Store
+
+DESCRIPTORS_SPARED = 256  # for everything else that the process has open
+_NOT_THERE = -1  # as an offset
+_BYTES = 8 + 8 + 8 + 16 + 4  # of an event, here and in its shard's reader, beside its parameters
+
+
+class ShardTables:
+    """The tables; the methods may be called by many threads at a time.
+
+    Args:
+        store: The data set.
+        schema: What it is.
+        most: Of so many shards it is kept, of the last ones.
+    """
+
+    def __init__(self, store: Store, schema: Schema, most: int) -> None:
+        self._store, self._schema, self._most = store, schema, most
+        self._is_local = isinstance(store, LocalStore)
+        self._most_open = most_open_files()
+        if isinstance(store, LocalStore) and store.past_cache:
+            self._most_open //= 2  # each has a second descriptor
+        self._lock = threading.Lock()
+        self._kept = dict[int, _Kept]()
+        self._opened = deque[ShardReader]()
+        # A last slot, which is also number -1, for shards of which nothing is kept. What is not
+        # written to takes no memory.
+        shape = (most + 1, schema.events_per_shard)
+        self._slots = np.full(schema.shards, -1, np.int32)
+        self._readers: list[ShardReader | None] = [None] * (most + 1)
+        self._offsets, self._lengths = np.empty(shape, np.int64), np.empty(shape, np.int64)
+        self._crc32c = np.empty(shape, np.int64)
+        self._parameters = np.empty((*shape, len(schema.parameters)), np.float64)
+        self._offsets[-1] = _NOT_THERE
+
+    @staticmethod
+    def bytes_of_shard(schema: Schema) -> int:
+        """What is kept of a shard takes [bytes]."""
+        return schema.events_per_shard * (_BYTES + 8 * len(schema.parameters))
+
+    def __contains__(self, shard: int) -> bool:
+        """Whether a shard is kept."""
+        return shard in self._kept
+
+    def reader(self, shard: int) -> ShardReader:
+        """A shard's reader, with its file open.
+
+        Raises:
+            DamagedDataError: Its manifest, its index or its parameters are damaged.
+        """
+        kept = self._kept.get(shard)
+        if kept is not None and kept.reader.is_open:
+            return kept.reader
+        opened = None if kept else _Opened.open(self._store, self._schema, shard)
+        with self._lock:
+            if opened is not None:  # and perhaps by another thread, too
+                kept = self._kept.get(shard) or self._keep(shard, opened)
+            assert kept is not None
+            if self._is_local:  # else nothing is held open
+                self._opened.append(kept.reader)
+            if len(self._opened) > self._most_open:
+                # Another thread may be reading: the last one to let go closes the file.
+                self._opened.popleft().release()
+        return kept.reader
+
+    def find(
+        self,
+        events: Int64[Array, "event"],
+        order: Int64[Array, "event"],
+        parameters: Float64[Array, "event parameter"],
+    ) -> tuple[Singles, Int64[Array, "other"]]:
+        """Look up events of open shards on a local disk, and put their parameters to their places.
+
+        Args:
+            events: Of a batch.
+            order: Of its places, in which the events are to be read.
+            parameters: Of the batch, to be written.
+
+        Returns:
+            What was found, and the places of the others; both in the order.
+        """
+        shards, rows = np.divmod(events[order], self._schema.events_per_shard)
+        for shard in np.unique(shards).tolist():
+            kept = self._kept.get(shard)
+            if kept is not None and not kept.reader.is_open:
+                with suppress(DamagedDataError, OSError):  # which is told when it is read
+                    self.reader(shard).open()
+        with self._lock:  # no slot gets another shard meanwhile
+            slots = self._slots[shards]
+            readers = map(self._readers.__getitem__, slots.tolist())
+            files = [reader.local_file if reader else None for reader in readers]
+            offsets = self._offsets[slots, rows]
+            lengths, crc32c = self._lengths[slots, rows], self._crc32c[slots, rows]
+            parameters[order] = self._parameters[slots, rows]
+        there = (offsets != _NOT_THERE) & np.array([file is not None for file in files], bool)
+        pairs = zip(files, there.tolist(), strict=True)
+        open_files = [file for file, is_there in pairs if file and is_there]
+        found = Singles(order[there], open_files, offsets[there], lengths[there], crc32c[there])
+        return found, order[~there]
+
+    def put_parameters(
+        self, shard: int, row: int, places: tuple[int, ...], parameters: Array
+    ) -> None:
+        """Put the parameters of events that follow each other in a shard to their places.
+
+        Raises:
+            DamagedDataError: As `reader`.
+        """
+        while True:
+            with self._lock:
+                slot = self._slots[shard]
+                if slot >= 0:
+                    parameters[list(places)] = self._parameters[slot, row : row + len(places)]
+                    return
+            self.reader(shard)  # was forgotten, for others
+
+    def release(self) -> None:
+        """Close all files; they are opened again when they are needed."""
+        with self._lock:
+            while self._opened:
+                self._opened.popleft().release()
+            # One that was released while a thread was about to read has opened its file again.
+            for kept in self._kept.values():
+                kept.reader.release()
+
+    def _keep(self, shard: int, opened: "_Opened") -> "_Kept":
+        """Give a shard a slot: a new one, or that of the one which has been kept longest."""
+        slot = len(self._kept)
+        if slot == self._most:
+            oldest = next(iter(self._kept))
+            slot = self._kept.pop(oldest).slot
+            self._slots[oldest] = -1
+        reader = opened.reader
+        self._offsets[slot], self._lengths[slot] = reader.index.T
+        self._offsets[slot, ~reader.possible(self._schema.event_bytes)] = _NOT_THERE
+        self._crc32c[slot, : len(opened.crc32c)] = opened.crc32c
+        self._parameters[slot] = opened.parameters
+        self._readers[slot], self._slots[shard] = reader, slot
+        kept = self._kept[shard] = _Kept(reader, slot)
+        return kept
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A shard's reader, and its place in the tables."""
+
+    reader: ShardReader
+    slot: int
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is read of a shard when it is opened."""
+
+    reader: ShardReader
+    crc32c: tuple[int, ...]
+    parameters: Float64[Array, "event parameter"]
+
+    @classmethod
+    def open(cls, store: Store, schema: Schema, number: int) -> "_Opened":
+        manifest = read_manifest(store, schema, number)
+        parameters = read_table(store, schema, manifest, "parameters")
+        reader = ShardReader(
+            store,
+            shard_files(number)["strain"],
+            schema.events_per_shard,
+            schema.encoding,
+            manifest.crc32c,
+            manifest.first_event,
+        )
+        return cls(reader, manifest.crc32c, parameters)
+
+
+def most_open_files() -> int:
+    """How many files may be open for reading."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed == resource.RLIM_INFINITY:  # which is -1
+        allowed = sys.maxsize
+    return max(16, allowed - DESCRIPTORS_SPARED)

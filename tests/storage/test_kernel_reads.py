@@ -1,0 +1,98 @@
+"""Many reads in one call give what single reads give, and every trouble of theirs by itself."""
+
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streams import open_stream
+
+from storage import kernel_reads, singles
+from storage.encodings import ENCODINGS
+from storage.kernel_reads import AT_ONCE, read_each
+
+SIZE = 3 * AT_ONCE * 1000
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A file of random bytes: its descriptor and its content."""
+    content = np.random.default_rng(3).integers(0, 256, SIZE).astype(np.uint8)
+    path = tmp_path / "file"
+    path.write_bytes(content.tobytes())
+    descriptor = os.open(path, os.O_RDONLY)
+    yield descriptor, content
+    os.close(descriptor)
+
+
+def read(descriptor, offsets, lengths):
+    """Read parts; return what each call says, and the parts."""
+    offsets, lengths = np.array(offsets), np.array(lengths)
+    room = np.zeros((len(offsets), lengths.max()), np.uint8)
+    addresses = room.ctypes.data + room.shape[1] * np.arange(len(offsets))
+    done = read_each(np.full(len(offsets), descriptor), addresses, lengths, offsets)
+    assert done is not None, "this kernel has no io_submit"
+    return done, room
+
+
+@pytest.mark.parametrize("count", [1, AT_ONCE, 2 * AT_ONCE + 1])
+def test_parts_of_a_file_are_read_each_to_its_place(file, count):
+    descriptor, content = file
+    draw = np.random.default_rng(count)
+    lengths = draw.integers(1, 5000, count)
+    offsets = draw.integers(0, SIZE - lengths)
+    done, room = read(descriptor, offsets, lengths)
+    assert np.array_equal(done, lengths)
+    for offset, length, row in zip(offsets, lengths, room, strict=True):
+        assert np.array_equal(row[:length], content[offset : offset + length])
+        assert not row[length:].any()
+
+
+def test_what_ends_early_or_cannot_be_read_says_so_and_the_others_are_read(file):
+    descriptor, content = file
+    offsets = np.array([100, SIZE - 10, 200, 300])
+    room = np.zeros((4, 50), np.uint8)
+    addresses = room.ctypes.data + 50 * np.arange(4)
+    descriptors = np.array([descriptor, descriptor, 10**6, descriptor])
+    done = read_each(descriptors, addresses, np.full(4, 50), offsets)
+    assert done.tolist() == [50, 10, -1, 50]
+    for number in (0, 3):
+        assert np.array_equal(room[number], content[offsets[number] :][:50])
+
+
+def test_memory_that_is_not_there_is_told_and_not_written_to(file):
+    done = read_each(*(np.array([value]) for value in (file[0], 8, 50, 0)))
+    assert done.tolist() == [-errno.EFAULT]
+
+
+def test_threads_give_the_rooms_of_the_kernel_back(file):
+    def in_use():
+        return int(Path("/proc/sys/fs/aio-nr").read_text())
+
+    before = in_use()
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            list(pool.map(lambda _: read(file[0], [5], [7]), range(64)))
+        assert in_use() >= before + AT_ONCE
+    assert in_use() <= before
+
+
+@pytest.mark.parametrize("encoding", ["float32", "int16+blosc"])
+def test_where_the_kernel_refuses_events_are_read_all_the_same(build, monkeypatch, encoding):
+    data = build(events=20, events_per_shard=5, encoding=ENCODINGS[encoding])
+    refused = []
+
+    def refusing(which, *_):
+        refused.append(which)
+        return -errno.ENOSYS
+
+    monkeypatch.setattr(kernel_reads, "_call", refusing)
+    assert singles.read_each is read_each
+    stream = open_stream(data.folder, batch_size=4)
+    for _ in range(2):
+        for batch in stream:
+            assert np.array_equal(batch.strain, data.codes[batch.event])
+            assert np.array_equal(batch.parameters, data.parameters[batch.event])
+    assert refused
