@@ -8,9 +8,9 @@ after the other has taken it again, until 5 ms have passed.
 
 import ctypes
 import errno
+import os
 import platform
 import sys
-import threading
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ from jaxtyping import Int64
 from storage.arrays import Array
 
 AT_ONCE = 64  # reads; the kernel has 65,536 places for the whole machine by default
-_NUMBERS = {  # of io_setup, io_destroy, io_submit, io_getevents
-    "x86_64": (206, 207, 209, 208),
-    "aarch64": (0, 1, 2, 4),
+_NUMBERS = {  # of io_setup, io_submit, io_getevents
+    "x86_64": (206, 209, 208),
+    "aarch64": (0, 2, 4),
 }
 _PREAD = 0
 _REQUEST = np.dtype(  # struct iocb of linux/aio_abi.h, little-endian
@@ -61,7 +61,10 @@ def read_each(
         The bytes that were read of each part, negative where it could not be read; nothing where
         the kernel has no such calls, or no room for them.
     """
-    context = _threads.context = getattr(_threads, "context", None) or _Context()
+    try:
+        context = _free.pop()
+    except IndexError:
+        context = _Context()
     if not context.is_open:
         return None
     count = len(descriptors)
@@ -72,11 +75,15 @@ def read_each(
     requests["length"], requests["offset"] = lengths, offsets
     for first in range(0, count, AT_ONCE):
         context.read(requests[first : first + AT_ONCE], results)
+    _free.append(context)
     return results
 
 
 class _Context:
-    """The kernel's room for a thread's requests; it goes with the thread."""
+    """The kernel's room for requests, of one caller at a time.
+
+    Kept for the next one as long as the process lives: to give it back takes the kernel 20 ms.
+    """
 
     def __init__(self) -> None:
         number = ctypes.c_ulong(0)
@@ -93,25 +100,20 @@ class _Context:
         while begun < count or under_way:
             taken = 0
             if begun < count:
-                taken = _call(2, number, count - begun, pointers.ctypes.data + 8 * begun)
+                taken = _call(1, number, count - begun, pointers.ctypes.data + 8 * begun)
             if taken > 0:
                 begun, under_way = begun + taken, under_way + taken
             elif begun < count and not (under_way and taken == -errno.EAGAIN):
                 begun += 1  # refused, which its result tells
             else:
                 least = 1 if begun < count else under_way
-                came = max(0, _call(3, number, least, under_way, events.ctypes.data, 0))
+                came = max(0, _call(2, number, least, under_way, events.ctypes.data, 0))
                 results[events["data"][:came].astype(np.int64)] = events["result"][:came]
                 under_way -= came
 
-    def __del__(self) -> None:
-        """Give the room back."""
-        if self.is_open and _call is not None:  # which goes before, as Python ends
-            _call(1, self._number)
-
 
 def _system_call() -> Any:  # noqa: ANN401
-    """What makes the four calls by number, and returns a negative error as they do; or nothing."""
+    """What makes the three calls by number, and returns a negative error as they do; or nothing."""
     numbers = _NUMBERS.get(platform.machine())
     if numbers is None or not sys.platform.startswith("linux") or sys.byteorder != "little":
         return None
@@ -126,4 +128,5 @@ def _system_call() -> Any:  # noqa: ANN401
 
 
 _call = _system_call()
-_threads = threading.local()
+_free = list[_Context]()  # taken and put back by one step of Python each
+os.register_at_fork(after_in_child=_free.clear)  # which has the numbers, but not what is behind

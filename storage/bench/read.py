@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from storage.arrays import aligned_empty
 from storage.bench import limits
 from storage.bench.measure import Contestant, Rate, alternate, machine, peak_memory, ratio
 from storage.dataset import read_schema
@@ -23,6 +26,9 @@ from storage.urls import local_folder
 
 FLOAT32 = 4
 COPIES = 4  # of two batches each, in a pass
+PREFETCH = 2  # batches
+BUFFERS = PREFETCH + 1  # of a batch each, which the stream has
+INTO_BATCHES = "16 MB reads into memory of 3 batches"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +169,7 @@ class _Ground:
         copy = limits.MemoryCopy(batch, self.cores)
         contestants = [
             *(self._plain(threads) for threads in sorted({1, self.cores})),
+            self._plain_into_batches(),
             Contestant(
                 f"memory copied, {_threads(self.cores)}",
                 lambda: sum(copy() for _ in range(COPIES)),
@@ -230,6 +237,18 @@ class _Ground:
             limit=True,
         )
 
+    def _plain_into_batches(self) -> Contestant:
+        """What no loader can beat: reads of the same bytes into memory of the same size."""
+        size = BUFFERS * self.config.batch_size * self.schema.event_bytes
+        room = aligned_empty((max(size, self.cores * limits.PIECE),), np.dtype(np.uint8))
+        room[:] = 1  # memory is slow when it is touched first
+        return Contestant(
+            f"{INTO_BATCHES}, {_threads(self.cores)}",
+            lambda: round(limits.read_plainly(self.files, self.cores, room) / self.stored_share),
+            {"threads": self.cores},
+            limit=True,
+        )
+
     def _streams(
         self,
         threads: int,
@@ -266,7 +285,7 @@ class _Ground:
             shuffle=order != "as stored",
             config=StreamConfig(
                 threads=setting["threads"],
-                prefetch=2,
+                prefetch=PREFETCH,
                 window=Window() if order == "windowed" else None,
                 past_cache=past_cache,
             ),
@@ -317,6 +336,9 @@ def _held_against_limits(
             limit = min((limit, *decoding), key=lambda bound: bound.gigabytes_per_second)
             shares[f"{state}, {order}"] = float(ratio(rate, limit))
             names[f"{state}, {order}"] = limit.name
+            for into in [] if decoding else _named(INTO_BATCHES, rates):
+                shares[f"{state}, {order}, same memory"] = float(ratio(rate, into))
+                names[f"{state}, {order}, same memory"] = into.name
     return shares, names
 
 

@@ -77,6 +77,10 @@ def test_plain_reads_and_copies_count_what_they_move(data):
     files = limits.strain_files(data.folder, range(6))
     size = sum(path.stat().st_size for path in files)
     assert limits.read_plainly(files, 1) == limits.read_plainly(files, 4) == size
+    room = np.zeros(2 * limits.PIECE, np.uint8)
+    assert limits.read_plainly(files, 2, room) == size
+    assert room[: limits.PIECE].any()
+    assert room[limits.PIECE :].any()
     assert limits.MemoryCopy(1000, 3)() == 2000
 
 
@@ -122,6 +126,8 @@ def test_bench_read_reports_every_order_against_its_limit(data, tmp_path, capsys
     assert json.loads((tmp_path / "read.json").read_text()) == report
     assert (tmp_path / "read.png").stat().st_size > 10_000
     expected = {f"{s}, {o}" for s in ("warm", "cold") for o in ("global", "windowed", "as stored")}
+    if not data.schema.encoding.compressed:
+        expected |= {f"warm, {o}, same memory" for o in ("global", "windowed", "as stored")}
     assert set(report["of_limit"]) == expected
     assert all(share > 0 for share in report["of_limit"].values())
     names = [rate["name"] for rate in report["cold"]]
