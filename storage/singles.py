@@ -14,7 +14,7 @@ import numpy as np
 from crc32c import crc32c
 from jaxtyping import Bool, Int64
 
-from storage.arrays import Array
+from storage.arrays import PAGE, Array, aligned_empty, as_bytes
 from storage.blosc import decompress_into
 from storage.errors import DamagedDataError
 from storage.kernel_reads import read_each
@@ -69,9 +69,11 @@ class Singles(NamedTuple):
         Returns:
             As `read`.
         """
-        ends = np.cumsum(self.lengths)
-        room = scratch.room(int(ends[-1]) if len(ends) else 0)
-        edges = zip((ends - self.lengths).tolist(), ends.tolist(), strict=True)
+        # As far behind a page's start as they lie in the file: else copying takes twice as long.
+        pages = -(-(self.lengths + PAGE) // PAGE)
+        starts = PAGE * (np.cumsum(pages) - pages) + self.offsets % PAGE
+        room = scratch.room(PAGE * int(pages.sum()))
+        edges = zip(starts.tolist(), (starts + self.lengths).tolist(), strict=True)
         frames = [room[start:end] for start, end in edges]
         # Frames begin anywhere, which the page cache alone allows.
         sound = self._read([file.cached for file in self.files], frames)
@@ -114,7 +116,7 @@ class _Scratch(threading.local):
     def room(self, length: int) -> memoryview:
         """So many bytes, to be written over."""
         if len(self._buffer) < length:
-            self._buffer = memoryview(bytearray(length))
+            self._buffer = as_bytes(aligned_empty((length,), np.dtype(np.uint8)))
         return self._buffer[:length]
 
 
