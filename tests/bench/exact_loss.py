@@ -1,12 +1,13 @@
 """How far a trained network is from the exact posterior, in nats of its validation loss.
 
-python tests/bench/exact_loss.py RUN DATA [EVENTS]
+python tests/bench/exact_loss.py RUN DATA [EVENTS [OUT.npz]]
 
-For pipeline/recipes/et-short.yaml: signals without noise, chirp mass, distance and phase free, a
-model in which the phase turns the signal. Amplitude goes as one over distance, so that a template
-at each chirp mass and two phases gives the likelihood on a grid of all three. Noise is drawn once,
-by the network's own definition, and both see the same strain. Losses are those of the training:
--log density of the truth in the flow's space.
+For pipeline/recipes/et-short.yaml: signals without noise, chirp mass, distance and inclination
+free, a model of the dominant mode alone. At each chirp mass it has two signals, one a polarisation,
+h = (d_0 / d) ((1 + cos^2 theta_jn) / 2 h_plus + cos theta_jn h_cross), so that two templates give
+the likelihood on a grid of all three. Noise is drawn once, by the network's own definition, and
+both see the same strain. Losses are those of the training: -log density of the truth in the flow's
+space. OUT.npz gets the losses of each event, and the exact marginals of the first ones.
 """
 
 import sys
@@ -20,11 +21,12 @@ from pipeline.run import simulator_of_dataset
 from storage.dataset import read_schema
 from storage.stream import EventStream
 
-MASSES, DISTANCES, PHASES = 1600, 120, 24
+MASSES, DISTANCES, INCLINATIONS = 2400, 120, 60
+MARGINALS = 4  # events of which they are kept
 NEGLECTED = 20.0  # nats below the best chirp mass, from which on there is no posterior
 
 
-def main(run: str, data: str, events: int = 1000) -> None:
+def main(run: str, data: str, events: int = 1000, out: str | None = None) -> None:
     torch.set_grad_enabled(False)
     network, (simulator, _), schema = (
         model.load(run, "cpu"),
@@ -38,39 +40,48 @@ def main(run: str, data: str, events: int = 1000) -> None:
     theta = torch.tensor(batch.parameters[:, [names.index(name) for name in network.theta.names]])
     of_network = network.log_prob(theta[:, None], strain)[:, 0].numpy()
 
-    masses = [float(priors["chirp_mass"].rescale(u)) for u in middles(MASSES)]
-    distances = np.array(
-        [float(priors["luminosity_distance"].rescale(u)) for u in middles(DISTANCES)]
-    )
+    def middles(name: str, count: int) -> np.ndarray:
+        """The middles of parts of a prior that are equally probable."""
+        return np.array([float(priors[name].rescale((n + 0.5) / count)) for n in range(count)])
+
+    masses, inclinations = middles("chirp_mass", MASSES), middles("theta_jn", INCLINATIONS)
+    distances = middles("luminosity_distance", DISTANCES)
     fixed = dict(zip(names, batch.parameters[0].tolist(), strict=True))
     nearest = {**fixed, "luminosity_distance": float(distances[0])}
-    templates = np.array(
-        [
-            [
-                noise.coordinates(simulator.signal({**nearest, "chirp_mass": mass, "phase": phase}))
-                for phase in (0.0, np.pi / 4)
-            ]
-            for mass in masses
-        ]
+
+    def template(chirp_mass: float, theta_jn: float) -> np.ndarray:
+        source = {**nearest, "chirp_mass": chirp_mass, "theta_jn": theta_jn}
+        return noise.coordinates(simulator.signal(source))
+
+    edge_on, face_on = (
+        np.array([template(mass, angle) for mass in masses.tolist()]) for angle in (np.pi / 2, 0.0)
     )
-    angles = 2 * np.pi * np.arange(PHASES) / PHASES  # of twice the phase
-    turns = np.array([np.cos(angles), np.sin(angles)])
+    templates = np.stack([2 * edge_on, face_on - 2 * edge_on], axis=1)
+    cosine = np.cos(inclinations)
+    shares = np.array([(1 + cosine**2) / 2, cosine])
     norms = np.einsum("mix,mjx->mij", templates, templates)
-    norm = np.einsum("mij,ip,jp->mp", norms, turns, turns)
+    norm = np.einsum("mij,ip,jp->mp", norms, shares, shares)
     amplitude = distances[0] / distances[:, None]
 
     of_exact = np.empty(events)
+    kept = {"chirp_mass": [], "luminosity_distance": [], "theta_jn": []}
     for row in range(events):
         observed = noise.coordinates(strain[row].numpy().astype(np.float64))
         truth = dict(zip(names, batch.parameters[row].tolist(), strict=True))
         signal = noise.coordinates(simulator.signal(truth))
-        overlap = np.einsum("mix,x->mi", templates, observed) @ turns
+        overlap = np.einsum("mix,x->mi", templates, observed) @ shares
         best = (overlap.clip(0) ** 2 / norm).max(1) / 2
         near = best > best.max() - NEGLECTED
         grid = amplitude * overlap[near, None] - amplitude**2 * norm[near, None] / 2
         evidence = grid.max() + np.log(
-            np.exp(grid - grid.max()).sum() / (MASSES * DISTANCES * PHASES)
+            np.exp(grid - grid.max()).sum() / (MASSES * DISTANCES * INCLINATIONS)
         )
+        if row < MARGINALS:
+            weights = np.zeros((MASSES, DISTANCES, INCLINATIONS))
+            weights[near] = np.exp(grid - grid.max())
+            for axis, name in enumerate(kept):
+                others = tuple({0, 1, 2} - {axis})
+                kept[name].append(weights.sum(others) / weights.sum())
         prior = sum(float(priors[name].log_prob(truth[name])) for name in network.theta.names)
         of_exact[row] = signal @ observed - signal @ signal / 2 - evidence + prior
     jacobian = network.theta.to_flow(theta)[1].numpy()
@@ -80,12 +91,20 @@ def main(run: str, data: str, events: int = 1000) -> None:
         f"network {(jacobian - of_network).mean():.3f} nats\n"
         f"the network is above by {gap.mean():.3f} +- {gap.std() / np.sqrt(events):.3f} nats"
     )
-
-
-def middles(count: int) -> np.ndarray:
-    """The middles of equal parts of (0, 1)."""
-    return (np.arange(count) + 0.5) / count
+    if out is not None:
+        np.savez(
+            out,
+            exact=jacobian - of_exact,
+            network=jacobian - of_network,
+            strain=strain[:MARGINALS].numpy(),
+            truth=theta[:MARGINALS].numpy(),
+            chirp_mass=masses,
+            luminosity_distance=distances,
+            theta_jn=inclinations,
+            **{f"marginal_{name}": np.array(found) for name, found in kept.items()},
+        )
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], *(int(word) for word in sys.argv[3:]))
+    run, data, *more = sys.argv[1:]
+    main(run, data, *map(int, more[:1]), *more[1:])
