@@ -19,6 +19,7 @@ from PIL import Image
 
 import strainflow
 
+TIMEOUT = 3600  # of a cell [s]: one trains
 COLOURS = 32  # of a picture: a third of the bytes, and the eye sees no difference
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -55,7 +56,7 @@ def execute(notebook: nbformat.NotebookNode) -> None:
             kernel_name="python3",
             kernel_manager_class=ThisPython,
             record_timing=False,
-            timeout=300,
+            timeout=TIMEOUT,
             resources={"metadata": {"path": empty}},
         )
         client.execute(env=environment)
