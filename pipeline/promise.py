@@ -37,7 +37,8 @@ def encoding_of(config: DatasetConfig, simulator: Simulator) -> Encoding:
         return certified(encoding_named(config.encoding), config.max_snr_loss)
     noisy = config.noise != "none"
     loss = default_loss(noisy) if config.max_snr_loss is None else config.max_snr_loss
-    return encoding_for(loss, noisy, largest_peak(simulator))
+    samples = len(simulator.detectors) * config.segment.samples
+    return encoding_for(loss, noisy, largest_peak(simulator), samples=samples)
 
 
 def largest_peak(simulator: Simulator) -> float:

@@ -1,5 +1,6 @@
 """The same events in another encoding, shard by shard on Dask, with the loss of each certified."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -141,7 +142,8 @@ def _encoding_of(config: RecodeConfig, source: Store, schema: Schema) -> Encodin
     if schema.encoding.type != "int8":  # beyond which an event has no peak, and int8 holds it
         simulator, _ = simulator_of_dataset(source.address)
         peak = min(peak, largest_peak(simulator))
-    return encoding_for(loss, schema.noisy, peak, schema.encoding)
+    samples = math.prod(schema.strain_shape)
+    return encoding_for(loss, schema.noisy, peak, schema.encoding, samples)
 
 
 def _provenance_of(schema: Schema) -> dict[str, Any]:

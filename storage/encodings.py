@@ -27,8 +27,10 @@ LOSS_OF_NOISY, LOSS_OF_NOISE_FREE = 1e-3, 1e-4
 # step^2 / 12, which the check of a shard's null stream counts on to 6 standard deviations. Here it
 # is off by 6e-7, 0.002 of those in 2^24 samples; where 0.1 are lost by 0.0026, which is 8 of them.
 LARGEST_LOSS = 0.05
-# Rounding errors of 200,000 samples scatter by 0.2 % of their power, at worst 1.5 % in 10^9 events.
-_SPREAD = 1.02
+# By which the power of rounding errors may exceed their mean: it scatters by sqrt(0.8 / samples), 0.2 % of
+# 200,000 samples, and in 10^9 events seven times as far.
+_SPREAD, _SPREAD_OF_FEW = 1.02, 7 * math.sqrt(0.8)
+_USUAL_SAMPLES = 196_608  # of an event
 # float16 itself costs a signal 2e-8.
 _LEAST_OF_FLOAT16 = 1e-7
 
@@ -255,7 +257,11 @@ def default_loss(noisy: bool) -> float:
 
 
 def encoding_for(
-    max_snr_loss: float, noisy: bool, largest_peak: float, source: Encoding | None = None
+    max_snr_loss: float,
+    noisy: bool,
+    largest_peak: float,
+    source: Encoding | None = None,
+    samples: int = _USUAL_SAMPLES,
 ) -> Encoding:
     """Choose the encoding that takes the fewest bytes and keeps a promise.
 
@@ -264,6 +270,7 @@ def encoding_for(
         noisy: Whether the strain holds noise of unit variance, or signals alone.
         largest_peak: That any event may have [sigma].
         source: How the strain is stored that is to be stored again.
+        samples: Of an event, in all detectors; the loss of few scatters more.
 
     Raises:
         InputError: The promise is impossible.
@@ -272,7 +279,7 @@ def encoding_for(
         return certified(_FLOAT16, max_snr_loss)
     if noisy and 0 < max_snr_loss <= LARGEST_LOSS:
         there = (source.scale_factor if source is not None else None) or 0.0
-        step = _step_that_loses(max_snr_loss, there)
+        step = _step_that_loses(max_snr_loss, samples, there)
         if source is not None and step < there:  # what has a step needs no finer one
             return certified(replace(source, compressed=True), max_snr_loss)
         for name in ("int8", "int16"):
@@ -282,16 +289,18 @@ def encoding_for(
     return certified(Encoding("float32", compressed=True), max_snr_loss)
 
 
-def _step_that_loses(loss: float, there: float = 0.0) -> float:
+def _step_that_loses(loss: float, samples: int, there: float = 0.0) -> float:
     """The largest step of six significant bits that costs noisy strain at most this.
 
     Args:
         loss: That is allowed.
+        samples: Of an event.
         there: The step that the strain has already. Rounding numbers with a step costs up to
             step^2 / 6 more than rounding others: to twice the step, each second one lies halfway.
     """
     variance = math.expm1(-2 * math.log1p(-loss))  # of the error: 1 / (1 - loss)^2 - 1
-    square = 12 * (variance / _SPREAD - there**2 / 6)
+    spread = max(_SPREAD, 1 + _SPREAD_OF_FEW / math.sqrt(samples))
+    square = 12 * (variance / spread - there**2 / 6)
     if square <= 0:
         return 0.0
     step = math.sqrt(square)

@@ -19,10 +19,9 @@ from jaxtyping import Int64
 from storage.arrays import Array
 
 AT_ONCE = 64  # reads; the kernel has 65,536 places for the whole machine by default
-_NUMBERS = {  # of io_setup, io_submit, io_getevents
-    "x86_64": (206, 209, 208),
-    "aarch64": (0, 2, 4),
-}
+_SETUP, _DESTROY, _SUBMIT, _GET_EVENTS = range(4)
+_NUMBERS = {"x86_64": (206, 207, 209, 208), "aarch64": (0, 1, 2, 4)}  # of those calls
+_NEVER = (-errno.ENOSYS, -errno.EPERM)  # of a kernel, or a container, that forbids the call
 _PREAD = 0
 _REQUEST = np.dtype(  # struct iocb of linux/aio_abi.h, little-endian
     [
@@ -74,7 +73,8 @@ def read_each(
     requests["operation"], requests["address"] = _PREAD, addresses
     requests["length"], requests["offset"] = lengths, offsets
     for first in range(0, count, AT_ONCE):
-        context.read(requests[first : first + AT_ONCE], results)
+        if not context.read(requests[first : first + AT_ONCE], results):
+            return None
     _free.append(context)
     return results
 
@@ -87,35 +87,52 @@ class _Context:
 
     def __init__(self) -> None:
         number = ctypes.c_ulong(0)
-        self.is_open = _call is not None and _call(0, AT_ONCE, ctypes.addressof(number)) == 0
+        self.is_open = _call is not None and _call(_SETUP, AT_ONCE, ctypes.addressof(number)) == 0
         self._number = number.value
 
-    def read(self, requests: Array, results: Int64[Array, "n"]) -> None:
-        """Make some requests, and wait for all that the kernel has taken."""
+    def read(self, requests: Array, results: Int64[Array, "n"]) -> bool:
+        """Make some requests, and wait for all that the kernel has taken.
+
+        Returns:
+            Whether the kernel does so at all; if not, this room is closed.
+        """
         assert _call is not None
-        number, count = self._number, len(requests)
+        count = len(requests)
         pointers = requests.ctypes.data + _REQUEST.itemsize * np.arange(count)
         events = np.empty(count, _EVENT)
         begun = under_way = 0
-        while begun < count or under_way:
-            taken = 0
-            if begun < count:
-                taken = _call(1, number, count - begun, pointers.ctypes.data + 8 * begun)
-            if taken > 0:
-                begun, under_way = begun + taken, under_way + taken
-            elif begun < count and not (under_way and taken == -errno.EAGAIN):
-                begun += 1  # refused, which its result tells
-            else:
-                least = 1 if begun < count else under_way
-                came = max(0, _call(2, number, least, under_way, events.ctypes.data, 0))
-                results[events["data"][:came].astype(np.int64)] = events["result"][:came]
-                under_way -= came
+        try:
+            while begun < count or under_way:
+                taken = 0
+                if begun < count:
+                    rest = pointers.ctypes.data + 8 * begun
+                    taken = _call(_SUBMIT, self._number, count - begun, rest)
+                if taken > 0:
+                    begun, under_way = begun + taken, under_way + taken
+                elif begun < count and not (under_way and taken == -errno.EAGAIN):
+                    if taken in _NEVER:
+                        return False
+                    begun += 1  # refused, which its result tells
+                else:
+                    least = 1 if begun < count else under_way
+                    came = _call(_GET_EVENTS, self._number, least, under_way, events.ctypes.data, 0)
+                    if came < 0 and came != -errno.EINTR:
+                        return False
+                    done = events[: max(0, came)]
+                    results[done["data"].astype(np.int64)] = done["result"]
+                    under_way -= len(done)
+            return True
+        finally:
+            if begun < count or under_way:  # an error: no byte may come when nobody waits any more
+                self.is_open = False
+                _call(_DESTROY, self._number)  # waits for what is under way
 
 
 def _system_call() -> Any:  # noqa: ANN401
-    """What makes the three calls by number, and returns a negative error as they do; or nothing."""
+    """What makes the calls by number, and returns a negative error as they do; or nothing."""
     numbers = _NUMBERS.get(platform.machine())
-    if numbers is None or not sys.platform.startswith("linux") or sys.byteorder != "little":
+    is_known = sys.platform.startswith("linux") and sys.byteorder == "little"
+    if numbers is None or not is_known or sys.maxsize < 2**32:
         return None
     call = ctypes.CDLL(None, use_errno=True).syscall
     call.restype = ctypes.c_long

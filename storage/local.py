@@ -210,6 +210,7 @@ class LocalFile:
         if not stat.S_ISREG(found.st_mode):
             raise FileNotFoundError(errno.ENOENT, "Is no file", str(path))
         self.length = found.st_size
+        self.identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
         if past_cache:
             with suppress(OSError):  # not every file system has it
                 self._direct = os.open(path, os.O_RDONLY | os.O_DIRECT)

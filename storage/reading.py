@@ -20,7 +20,6 @@ from storage.errors import DamagedDataError
 from storage.local import LocalStore
 from storage.schema import Schema
 from storage.shard_reader import Piece, ShardReader
-from storage.singles import Singles
 from storage.tables import ShardTables
 from storage.urls import Store
 
@@ -183,10 +182,10 @@ class Reading:
         per_task = min(self.events_per_task, -(-len(events) // threads))
         left = np.argsort(events, kind="stable")
         if self.is_local and 2 * np.count_nonzero(_follow(events[left], self._schema)) < len(left):
-            singles, left = self._tables.find(events, left, filling.batch.parameters)
-            for first in range(0, len(singles.places), per_task):
-                part = singles.part(first, first + per_task)
-                yield partial(self._read_singly, filling, part)
+            per_task = max(1, min(per_task, self._tables.files_at_once // threads))
+            for first in range(0, len(left), per_task):
+                yield partial(self._read_singly, filling, left[first : first + per_task])
+            return
         read = self._read if self.is_local else self._fetch
         for runs in tasks_of(runs_of(events, left, self._schema), per_task):
             yield partial(read, filling, runs)
@@ -218,16 +217,17 @@ class Reading:
                 else:
                     filling.damaged[run.places[0]] = error
 
-    def _read_singly(self, filling: Filling, singles: Singles) -> None:
+    def _read_singly(self, filling: Filling, places: Int64[Array, "place"]) -> None:
         """Read single events; those that are not sound once more, which tells what is wrong."""
+        events, parameters = filling.batch.event, filling.batch.parameters
+        singles, left = self._tables.find(events, places, parameters)
         rows = list(map(filling.row, singles.places.tolist()))
         if self._schema.encoding.compressed:
             sound = singles.unpack(rows)
         else:
             sound = singles.read(rows, filling.prove)
-        if not sound.all():
-            left = singles.places[~sound]
-            self._read(filling, runs_of(filling.batch.event, left, self._schema))
+        left = np.concatenate([left, singles.places[~sound]])
+        self._read(filling, runs_of(events, left[np.argsort(events[left])], self._schema))
 
     def _read_run(self, filling: Filling, run: Run) -> None:
         rows = [filling.row(place) for place in run.places]

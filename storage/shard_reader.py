@@ -71,9 +71,11 @@ class ShardReader:
         self._store, self._encoding, self._first = store, encoding, first_event
         self._checksums = None if checksums is None else np.array(checksums, np.uint32)
         self._file: InputFile | None = None
+        self._identity: tuple[int, ...] = ()
         try:
             index = read_index(self.open(), slots, self.name)
             self._length = self.open().length
+            self._identity = file.identity if (file := self.local_file) else ()
         except OSError as error:
             self.close()
             if error.errno not in UNREADABLE:
@@ -215,6 +217,13 @@ class ShardReader:
         """The file, if it is open and on a local disk."""
         file = self._file
         return file if isinstance(file, LocalFile) else None
+
+    def is_replaced(self) -> bool:
+        """Whether the file, which is not open at present, is another one than the index is of."""
+        if not self._identity:
+            return False
+        file = self.open()
+        return isinstance(file, LocalFile) and file.identity != self._identity
 
     def open(self) -> InputFile:
         """Open the file, unless it is.

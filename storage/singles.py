@@ -38,12 +38,6 @@ class Singles(NamedTuple):
     lengths: Int64[Array, "event"]
     crc32c: Int64[Array, "event"]
 
-    def part(self, start: int, stop: int) -> "Singles":
-        """Some of them."""
-        here = slice(start, stop)
-        places, files, offsets, lengths, crc32c = self
-        return Singles(places[here], files[here], offsets[here], lengths[here], crc32c[here])
-
     def read(self, rows: Sequence[memoryview], prove: bool) -> Bool[Array, "event"]:
         """Read uncompressed events, each straight to where it belongs.
 

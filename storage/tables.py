@@ -24,6 +24,9 @@ from storage.singles import Singles
 from storage.urls import Store
 
 DESCRIPTORS_SPARED = 256  # for everything else that the process has open
+HELD = (
+    64  # files that are closed when the threads that read them are done, and those are spared too
+)
 _NOT_THERE = -1  # as an offset
 _BYTES = 8 + 8 + 8 + 16 + 4  # of an event, here and in its shard's reader, beside its parameters
 
@@ -61,12 +64,19 @@ class ShardTables:
         """What is kept of a shard takes [bytes]."""
         return schema.events_per_shard * (_BYTES + 8 * len(schema.parameters))
 
+    @property
+    def files_at_once(self) -> int:
+        """How many files may be held while they are read, by all threads together."""
+        return self._schema.shards if self._schema.shards <= self._most_open else HELD
+
     def __contains__(self, shard: int) -> bool:
         """Whether a shard is kept."""
         return shard in self._kept
 
     def reader(self, shard: int) -> ShardReader:
-        """A shard's reader, with its file open.
+        """A shard's reader; opened, if nothing is kept of it.
+
+        A file that was closed and has been replaced since, as by a repair, is opened as a new one.
 
         Raises:
             DamagedDataError: Its manifest, its index or its parameters are damaged.
@@ -74,10 +84,13 @@ class ShardTables:
         kept = self._kept.get(shard)
         if kept is not None and kept.reader.is_open:
             return kept.reader
-        opened = None if kept else _Opened.open(self._store, self._schema, shard)
+        is_new = kept is None or kept.reader.is_replaced()
+        opened = _Opened.open(self._store, self._schema, shard) if is_new else None
         with self._lock:
-            if opened is not None:  # and perhaps by another thread, too
-                kept = self._kept.get(shard) or self._keep(shard, opened)
+            if opened is not None:
+                now = self._kept.get(shard)
+                # Unless another thread has done the same meanwhile.
+                kept = self._keep(shard, opened) if now in (None, kept) else now
             assert kept is not None
             if self._is_local:  # else nothing is held open
                 self._opened.append(kept.reader)
@@ -104,10 +117,8 @@ class ShardTables:
         """
         shards, rows = np.divmod(events[order], self._schema.events_per_shard)
         for shard in np.unique(shards).tolist():
-            kept = self._kept.get(shard)
-            if kept is not None and not kept.reader.is_open:
-                with suppress(DamagedDataError, OSError):  # which is told when it is read
-                    self.reader(shard).open()
+            with suppress(DamagedDataError, OSError):  # which is told when it is read
+                self.reader(shard).open()
         with self._lock:  # no slot gets another shard meanwhile
             slots = self._slots[shards]
             readers = map(self._readers.__getitem__, slots.tolist())
@@ -147,16 +158,22 @@ class ShardTables:
                 kept.reader.release()
 
     def _keep(self, shard: int, opened: "_Opened") -> "_Kept":
-        """Give a shard a slot: a new one, or that of the one which has been kept longest."""
-        slot = len(self._kept)
-        if slot == self._most:
+        """Give a shard a slot: its own, a new one, or that of the one that was kept longest."""
+        reader, crc32c = opened.reader, np.zeros(self._schema.events_per_shard, np.int64)
+        crc32c[: len(opened.crc32c)] = opened.crc32c
+        (offsets, lengths), possible = reader.index.T, reader.possible(self._schema.event_bytes)
+        # From here on nothing fails, or else two shards could come to one slot.
+        last = self._kept.pop(shard, None)
+        if last is not None:
+            slot = last.slot
+        elif len(self._kept) < self._most:
+            slot = len(self._kept)
+        else:
             oldest = next(iter(self._kept))
             slot = self._kept.pop(oldest).slot
             self._slots[oldest] = -1
-        reader = opened.reader
-        self._offsets[slot], self._lengths[slot] = reader.index.T
-        self._offsets[slot, ~reader.possible(self._schema.event_bytes)] = _NOT_THERE
-        self._crc32c[slot, : len(opened.crc32c)] = opened.crc32c
+        self._offsets[slot] = np.where(possible, offsets, _NOT_THERE)
+        self._lengths[slot], self._crc32c[slot] = lengths, crc32c
         self._parameters[slot] = opened.parameters
         self._readers[slot], self._slots[shard] = reader, slot
         kept = self._kept[shard] = _Kept(reader, slot)

@@ -247,6 +247,15 @@ def test_the_encoding_that_is_chosen_holds_the_peak_and_keeps_the_promise(loss, 
     assert encoding.certify(strain, codes, noisy, 0) <= loss
 
 
+@pytest.mark.parametrize("samples", [30, 1000, 3072, 200_000])
+def test_short_events_keep_the_promise_too_though_their_losses_scatter(samples):
+    encoding = encoding_for(1e-3, True, 10.0, samples=samples)
+    draw = np.random.default_rng(samples)
+    for number in range(max(20, 3_000_000 // samples)):
+        strain = draw.standard_normal(samples)
+        encoding.certify(strain, encoding.encode(strain, number), True, number)
+
+
 def test_the_smallest_encoding_that_will_do_is_chosen():
     assert encoding_for(1e-3, True, 10.0).name == "int8+blosc"
     assert encoding_for(1e-3, True, 100.0).name == "int16+blosc"

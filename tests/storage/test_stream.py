@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
+import psutil
 import pytest
 import webdataset as wds
 from hypothesis import given, settings
@@ -396,6 +398,64 @@ def test_more_shards_than_file_descriptors_are_read_with_few_open(build, monkeyp
         assert np.array_equal(batch.strain, data.codes[batch.event])
     # Kept, just opened, and dropped but still in use by a thread.
     assert 10 < most <= 16 + each * (1 + 4)
+
+
+@pytest.mark.parametrize("past_cache", [False, True])
+def test_large_batches_of_many_shards_do_not_use_up_the_file_descriptors(build, past_cache):
+    data = build(events=520, events_per_shard=2)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    there = psutil.Process().num_fds()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (there + 300, before[1]))
+    try:
+        options = {"batch_size": 256, "threads": 4, "prefetch": 4, "past_cache": past_cache}
+        stream = open_stream(data.folder, **options)
+        for _ in range(3):
+            for batch in stream:
+                assert np.array_equal(batch.strain, data.codes[batch.event])
+                assert np.array_equal(batch.parameters, data.parameters[batch.event])
+                with (data.folder / "zarr.json").open():
+                    assert psutil.Process().num_fds() < there + 290
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_shard_that_fails_to_be_kept_takes_no_slot_of_another(build, monkeypatch):
+    data = build(events=20, events_per_shard=5)
+    kept = tables.ShardTables(LocalStore(data.folder), data.schema, most=2)
+    parameters = np.empty((20, len(data.schema.parameters)))
+    for shard in (0, 1):
+        kept.reader(shard)
+    with monkeypatch.context() as patch:
+        patch.setattr(tables.ShardReader, "possible", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            kept.reader(2)
+    for shard in (3, 2, 1, 0, 3):
+        events = np.arange(5 * shard, 5 * shard + 5)
+        kept.reader(shard)
+        found, left = kept.find(events, np.arange(5), parameters)
+        assert not len(left)
+        assert np.array_equal(parameters[:5], data.parameters[events])
+        for place, offset, file in zip(found.places, found.offsets, found.files, strict=True):
+            strain = file.read(int(offset), data.schema.event_bytes)
+            assert strain == data.codes[events[place]].tobytes()
+
+
+def test_a_shard_that_was_replaced_by_other_bytes_is_read_as_it_is_now(build, finish):
+    data = build(events=20, events_per_shard=5)
+    stream = open_stream(data.folder, batch_size=4)
+    numbers(stream)
+    events = [
+        replace(event, strain=-event.strain, parameters=event.parameters + 1)
+        for event in data.events
+    ]
+    other = finish(replace(data, events=events), [2])
+    for batch in stream:
+        of_other = batch.event // 5 == 2
+        strain = np.where(
+            of_other[:, None, None], other.codes[batch.event], data.codes[batch.event]
+        )
+        assert np.array_equal(batch.strain, strain)
+        assert np.array_equal(batch.parameters, data.parameters[batch.event] + of_other[:, None])
 
 
 def test_a_file_that_a_late_read_opens_again_is_closed_with_the_others(build):
