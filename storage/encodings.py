@@ -27,8 +27,8 @@ LOSS_OF_NOISY, LOSS_OF_NOISE_FREE = 1e-3, 1e-4
 # step^2 / 12, which the check of a shard's null stream counts on to 6 standard deviations. Here it
 # is off by 6e-7, 0.002 of those in 2^24 samples; where 0.1 are lost by 0.0026, which is 8 of them.
 LARGEST_LOSS = 0.05
-# By which the power of rounding errors may exceed their mean: it scatters by sqrt(0.8 / samples), 0.2 % of
-# 200,000 samples, and in 10^9 events seven times as far.
+# By which the power of rounding errors may exceed their mean: it scatters by sqrt(0.8 / samples),
+# 0.2 % of 200,000 samples, and in 10^9 events seven times as far.
 _SPREAD, _SPREAD_OF_FEW = 1.02, 7 * math.sqrt(0.8)
 _USUAL_SAMPLES = 196_608  # of an event
 # float16 itself costs a signal 2e-8.

@@ -218,12 +218,17 @@ class ShardReader:
         file = self._file
         return file if isinstance(file, LocalFile) else None
 
-    def is_replaced(self) -> bool:
-        """Whether the file, which is not open at present, is another one than the index is of."""
-        if not self._identity:
-            return False
-        file = self.open()
-        return isinstance(file, LocalFile) and file.identity != self._identity
+    def reopen(self) -> bool:
+        """Open the file again, if it still is the one that the index is of; tell whether it is.
+
+        Raises:
+            DamagedDataError: It is missing.
+        """
+        file = self._opened()
+        is_same = not isinstance(file, LocalFile) or file.identity == self._identity
+        if is_same:
+            self._file = file
+        return is_same
 
     def open(self) -> InputFile:
         """Open the file, unless it is.
@@ -233,11 +238,14 @@ class ShardReader:
         """
         file = self._file
         if file is None:
-            try:
-                file = self._file = self._store.open(self.path)
-            except FileNotFoundError:
-                raise DamagedDataError(f"{self.name}: is missing; {MEND}") from None
+            file = self._file = self._opened()
         return file
+
+    def _opened(self) -> InputFile:
+        try:
+            return self._store.open(self.path)
+        except FileNotFoundError:
+            raise DamagedDataError(f"{self.name}: is missing; {MEND}") from None
 
     def _read_one(self, row: int, strain: memoryview) -> None:
         offset, length = self.place(row, len(strain))

@@ -84,7 +84,7 @@ class ShardTables:
         kept = self._kept.get(shard)
         if kept is not None and kept.reader.is_open:
             return kept.reader
-        is_new = kept is None or kept.reader.is_replaced()
+        is_new = kept is None or not kept.reader.reopen()
         opened = _Opened.open(self._store, self._schema, shard) if is_new else None
         with self._lock:
             if opened is not None:
