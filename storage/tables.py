@@ -84,8 +84,13 @@ class ShardTables:
         kept = self._kept.get(shard)
         if kept is not None and kept.reader.is_open:
             return kept.reader
-        is_new = kept is None or not kept.reader.reopen()
-        opened = _Opened.open(self._store, self._schema, shard) if is_new else None
+        opened = None
+        if kept is None or not kept.reader.reopen():
+            try:
+                opened = _Opened.open(self._store, self._schema, shard)
+            except DamagedDataError:
+                if kept is None:
+                    raise  # else what was known of it finds those events that are left
         with self._lock:
             if opened is not None:
                 now = self._kept.get(shard)
