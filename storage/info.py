@@ -9,7 +9,7 @@ from typing import Any
 from storage.dataset import read_schema
 from storage.errors import MEND, DamagedDataError
 from storage.manifest import first_problem, manifest_path, manifests_or_damage
-from storage.schema import shard_files
+from storage.schema import Source, shard_files
 from storage.urls import store_of
 
 MOST_NAMES = 10  # of damaged manifests in words
@@ -38,7 +38,11 @@ class DatasetInfo:
         sample_rate: [Hz].
         bytes: Of all finished shards.
         bytes_per_event: Of an event's strain, the mean where they are compressed.
-        largest_snr_loss: The largest share of the SNR that the encoding took from one event.
+        largest_snr_loss: The largest share of the SNR that the encoding took from one event; where
+            `recoded_from` names data sets, against the first of them.
+        recoded_from: The data sets that lost something and from which this one was recoded, the one
+            that was read for it first: their encodings, and the largest loss that each certifies
+            against the one before it.
         rejected: Draws thrown away, by reason.
         parameters: Name, unit and prior of each parameter.
         provenance: Configuration, seed, detectors, PSD digest and versions.
@@ -63,6 +67,7 @@ class DatasetInfo:
     bytes: int
     bytes_per_event: int
     largest_snr_loss: float
+    recoded_from: list[Source]
     rejected: Mapping[str, int]
     checks: Mapping[str, Mapping[str, int]]
     parameters: list[dict[str, str]]
@@ -131,6 +136,7 @@ def describe(url: str | Path) -> DatasetInfo:
         if schema.encoding.compressed and events
         else schema.event_bytes,
         largest_snr_loss=largest,
+        recoded_from=schema.sources,
         rejected=dict(rejected),
         checks={name: {"shards": done[name], "passed": passed[name]} for name in sorted(done)},
         parameters=[
@@ -174,7 +180,9 @@ def summary(facts: DatasetInfo) -> str:
         f"{'signal and noise' if facts.noisy else 'signals without noise'}",
         f"  encoding    {facts.encoding}{_step(facts)}, {facts.bytes_per_event:,} bytes an event, "
         f"largest SNR loss {facts.largest_snr_loss:.2g}"
-        + (f" of {facts.max_snr_loss:g} promised" if facts.max_snr_loss is not None else ""),
+        + (f" of {facts.max_snr_loss:g} promised" if facts.max_snr_loss is not None else "")
+        + (", against its source" if facts.recoded_from else ""),
+        *([f"  source      {words_on_sources(facts.recoded_from)}"] if facts.recoded_from else []),
         *_words_on_frames(facts.provenance.get("frames")),
         f"  waveform    {', '.join(_settings(waveform))}",
         f"  seed        {facts.provenance.get('seed')}; draws thrown away: {rejected or 'none'}",
@@ -191,6 +199,19 @@ def summary(facts: DatasetInfo) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def words_on_sources(sources: list[Source]) -> str:
+    """Say from what a data set was recoded, as `recoded from int8 (loss at most 0.0013)`."""
+    return ", itself ".join(
+        f"recoded from {source.encoding} (loss "
+        + (
+            "not recorded)"
+            if source.largest_snr_loss is None
+            else f"at most {source.largest_snr_loss:.2g})"
+        )
+        for source in sources
+    ).replace(", itself recoded from", ", itself from")
 
 
 def _words_on_frames(frames: Mapping[str, Any] | None) -> list[str]:

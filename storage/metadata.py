@@ -269,6 +269,10 @@ def _refuse_provenance(schema: Schema) -> None:
         if encoding.max_snr_loss is not None:
             _number(encoding.max_snr_loss)
 
+    for source in schema.sources:
+        if source.largest_snr_loss is not None:
+            _number(source.largest_snr_loss)
+
 
 def _refuse_frames(schema: Schema) -> None:
     """Refuse what is told of frames in another form than we read it in."""

@@ -41,6 +41,20 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A data set that lost something, and from which another one was recoded.
+
+    Attributes:
+        encoding: Name of its encoding.
+        largest_snr_loss: The largest loss that it certifies, against what it was made from itself;
+            None where that was not recorded.
+    """
+
+    encoding: str
+    largest_snr_loss: float | None
+
+
+@dataclass(frozen=True)
 class Schema:
     """All that is known of a data set before its first event.
 
@@ -99,6 +113,17 @@ class Schema:
             chain.append(Encoding(**before["encoding"]))
             before = before.get("recoded_from")
         return chain[::-1]
+
+    @property
+    def sources(self) -> list[Source]:
+        """The same data sets, and what they lost; the one that was read for this one first."""
+        before = self.provenance.get("recoded_from")
+        chain = []
+        while before is not None:
+            name = Encoding(**before["encoding"]).name
+            chain.append(Source(name, before.get("largest_snr_loss")))
+            before = before.get("recoded_from")
+        return chain
 
     def moment_of(self, event: int) -> Mapping[str, Any]:
         """How an event that was cut out of frames is counted here; empty where it was simulated.

@@ -8,7 +8,7 @@ say which events are concerned.
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -157,13 +157,25 @@ def proved_manifest(url: str | Path | Store, group: bytes, shard: int) -> Manife
     Raises:
         DamagedDataError: It is missing, altered, or of another data set.
     """
-    store, path = store_of(url), manifest_path(shard)
-    manifest = _read_manifest(next(store.contents([path])), group, shard)
-    if isinstance(manifest, Finding):
-        raise DamagedDataError(
-            f"{store.where(path)}: {manifest.what}; `strainflow repair {store.url}` mends it"
-        )
-    return manifest
+    return next(proved_manifests(url, group, [shard]))
+
+
+def proved_manifests(
+    url: str | Path | Store, group: bytes, shards: Sequence[int]
+) -> Iterator[Manifest]:
+    """Do the same for some shards, one after the other.
+
+    Raises:
+        DamagedDataError: One of them is missing, altered, or of another data set.
+    """
+    store, paths = store_of(url), list(map(manifest_path, shards))
+    for shard, path, content in zip(shards, paths, store.contents(paths), strict=True):
+        manifest = _read_manifest(content, group, shard)
+        if isinstance(manifest, Finding):
+            raise DamagedDataError(
+                f"{store.where(path)}: {manifest.what}; `strainflow repair {store.url}` mends it"
+            )
+        yield manifest
 
 
 def look_at_lengths(url: str | Path | Store, inventory: Inventory) -> Iterator[ShardVerdict]:
