@@ -85,13 +85,13 @@ def repair_dataset(url: str | Path | Store, cluster: ClusterConfig, accept: bool
 
     Raises:
         InputError: There is no data set of ours, or somebody writes to it.
-        DamagedDataError: Its metadata are lost.
+        DamagedDataError: Its metadata are lost, or nothing says which of the two copies are right.
     """
     store = store_of(url)
-    take_inventory(store)  # before the place is held: it may be none of ours
+    _undisputed_inventory(store)  # before the place is held: it may be none of ours
     with store.only_writer():
         store.remove_partial_files()
-        inventory = take_inventory(store)
+        inventory = _undisputed_inventory(store)
         restored = _restore_metadata(store, inventory)
         before = verify_dataset(store, cluster)
         report = RepairReport(store.url, [*_of_files(inventory, restored), *before.findings])
@@ -104,6 +104,21 @@ def repair_dataset(url: str | Path | Store, cluster: ClusterConfig, accept: bool
         store.remove_partial_files()
         report.remaining = _remaining(store, report)
     return report
+
+
+def _undisputed_inventory(store: Store) -> Inventory:
+    """Take the inventory of a data set whose metadata can be told from what they are not.
+
+    Raises:
+        InputError: There is no data set of ours.
+        DamagedDataError: Its metadata are lost, or they and their copy differ and nothing proves
+            either.
+    """
+    inventory = take_inventory(store)
+    if inventory.disputed:
+        finding = next(item for item in inventory.findings if item.file == GROUP_METADATA)
+        raise DamagedDataError(f"{store.where(finding.file)}: {finding.what}; nothing was changed")
+    return inventory
 
 
 def _mend(

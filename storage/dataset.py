@@ -27,6 +27,7 @@ from storage.manifest import (
 )
 from storage.metadata import dataset_files, group_of, schema_from_metadata, without_settings
 from storage.schema import (
+    GROUP_COPY,
     GROUP_METADATA,
     PSD_CHUNK,
     Schema,
@@ -241,17 +242,17 @@ def read_group(url: str | Path | Store) -> dict[str, Any]:
     """
     store = store_of(url)
     (content,) = store.contents([GROUP_METADATA])
-    if content is None:
+    if content is None and not (has_finished_shards(store) and store.exists(GROUP_COPY)):
         raise InputError(
             f"{store.url}: no data set there (no {GROUP_METADATA}); give a folder made by "
             "`strainflow simulate`"
         )
-    if isinstance(content, Unreadable):
+    try:
+        return parse_json(content, store.where(GROUP_METADATA))
+    except DamagedDataError as error:
         raise DamagedDataError(
-            f"{store.where(GROUP_METADATA)}: {content}; `strainflow repair {store.url}` restores "
-            "it from its copy"
-        )
-    return parse_json(content, store.where(GROUP_METADATA))
+            f"{error}; `strainflow repair {store.url}` restores it from its copy"
+        ) from None
 
 
 def _holds_nothing_yet(store: Store) -> bool:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.dataset import read_schema
 from storage.errors import MEND, DamagedDataError
 from storage.manifest import first_problem, manifest_path, manifests_or_damage
-from storage.schema import Source, shard_files
+from storage.schema import GROUP_METADATA, Source, shard_files
 from storage.urls import store_of
+from storage.verify import take_inventory
 
+RESTORED = "; `strainflow repair {}` restores it"
 MOST_NAMES = 10  # of damaged manifests in words
 
 
@@ -79,10 +80,17 @@ def describe(url: str | Path) -> DatasetInfo:
 
     Raises:
         InputError: There is no data set of ours.
+        DamagedDataError: Its metadata are lost.
     """
     store = store_of(url)
-    schema = read_schema(store)
-    problems, failed = list[str](), list[str]()
+    inventory = take_inventory(store, listed=False)
+    schema, failed = inventory.schema, list[str]()
+    problems = [
+        f"{store.where(item.file)}: {item.what}"
+        + ("" if inventory.disputed and item.file == GROUP_METADATA else RESTORED.format(store.url))
+        for item in inventory.findings
+        if item.shard is None
+    ]
     rejected, passed, done = Counter[str](), Counter[str](), Counter[str]()
     shards = events = total = payloads = 0
     largest = 0.0
@@ -112,7 +120,7 @@ def describe(url: str | Path) -> DatasetInfo:
     if missing := schema.shards - shards - len(damaged):
         problems.append(
             f"{missing} of {schema.shards} shards are missing; run the same "
-            "`strainflow simulate` again to complete it"
+            f"`strainflow {schema.verb}` again to complete it"
         )
     return DatasetInfo(
         data=store.url,

@@ -153,7 +153,8 @@ def schema_from_metadata(group: Mapping[str, Any], where: str) -> Schema:
         if isinstance(error, InputError):  # an encoding that is not known
             raise
         raise DamagedDataError(
-            f"{where}: its metadata were altered ({error} is missing or wrong)"
+            f"{where}: its metadata were altered ({error} is missing or wrong); "
+            "`strainflow repair` restores them from their copy"
         ) from None
 
 

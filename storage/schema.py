@@ -105,6 +105,17 @@ class Schema:
         return tuple(parameter.name for parameter in self.parameters)
 
     @property
+    def verb(self) -> str:
+        """The verb of ours that writes what is missing of it, called as it was for the rest.
+
+        That is `simulate` or `cut` also where it was recoded from what had lost nothing: they give
+        the same bytes.
+        """
+        if "recoded_from" in self.provenance:
+            return "recode"
+        return "cut" if "frames" in self.provenance else "simulate"
+
+    @property
     def encodings_before(self) -> list[Encoding]:
         """Of the data sets from which this one was recoded and that lost something, in order."""
         before = self.provenance.get("recoded_from")

@@ -20,7 +20,7 @@ from pipeline.repair import _Proof, repair_dataset
 from pipeline.run import checks_of, simulate_dataset, simulator_of_dataset
 from pipeline.verify import verify_dataset
 from storage.dataset import read_schema
-from storage.documents import parse_json
+from storage.documents import canonical_json, parse_json
 from storage.errors import DamagedDataError, InputError
 from storage.info import describe
 from storage.local import LocalStore
@@ -316,6 +316,21 @@ def test_metadata_lost_with_their_copy_are_what_simulate_restores(
     report = simulate_dataset(replace(config, cluster=running_cluster), folder)
     assert report.simulated == 0
     assert changed(expected, digests(folder)) == []
+
+
+@pytest.mark.parametrize("name", [GROUP_METADATA, GROUP_COPY])
+def test_of_two_metadata_that_nothing_proves_a_repair_overwrites_neither(folder, command, name):
+    for path in folder.glob("manifest/0*.json"):
+        path.unlink()
+    document = parse_json((folder / name).read_bytes(), "")
+    document["attributes"]["strainflow"]["seed"] = 8
+    (folder / name).write_bytes(canonical_json(document))
+    before = digests(folder)
+    assert command("repair") == (strainflow.ANSWER_IS_NO, "")
+    assert digests(folder) == before
+    code, said = command("verify")
+    assert code == strainflow.ANSWER_IS_NO
+    assert "zarr.json: differs from its copy manifest/dataset.json, and no finished shard" in said
 
 
 def test_a_psd_whose_file_is_gone_stays_lost_and_that_is_said(

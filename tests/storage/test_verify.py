@@ -505,6 +505,74 @@ def test_metadata_that_are_lost_with_their_copy_are_damage_and_not_a_wrong_call(
         (damaged.folder / GROUP_METADATA).unlink(missing_ok=True)
 
 
+# Without a finished shard
+
+
+def rewrite(path, change):
+    """Write a JSON document as we do, with something changed in it."""
+    document = parse_json(path.read_bytes(), "")
+    change(document)
+    path.write_bytes(canonical_json(document))
+
+
+def with_seed(document):
+    document["attributes"]["strainflow"]["seed"] = 12
+
+
+def with_unit(document):
+    children = document["consolidated_metadata"]["metadata"]
+    children["psd"]["attributes"]["units"] = "1"
+
+
+def with_other_psd(document):
+    children = document["consolidated_metadata"]["metadata"]
+    children["psd"]["attributes"]["sha256"] = "0" * 64
+
+
+def with_other_shape(document):
+    document["attributes"]["strainflow"]["events"] = 8
+
+
+@pytest.mark.parametrize("name", [GROUP_METADATA, GROUP_COPY])
+def test_of_metadata_and_a_copy_that_differ_without_proof_neither_is_blamed(empty, name):
+    rewrite(empty.folder / name, with_seed)
+    inventory = take_inventory(empty.folder)
+    assert inventory.disputed
+    (found,) = [item for item in inventory.findings if item.shard is None]
+    assert found.file == GROUP_METADATA
+    assert found.what.startswith(
+        f"differs from its copy {GROUP_COPY}, and no finished shard proves"
+    )
+    assert found.what.endswith("the same `strainflow simulate` again writes both anew")
+
+
+@pytest.mark.parametrize("name", [GROUP_METADATA, GROUP_COPY])
+@pytest.mark.parametrize("change", [with_unit, with_other_psd, with_other_shape, None])
+def test_of_metadata_and_a_copy_that_differ_the_one_that_fits_the_rest_is_right(
+    empty, name, change
+):
+    if change is None:  # white space
+        (empty.folder / name).write_bytes((empty.folder / name).read_bytes() + b"\n")
+    else:
+        rewrite(empty.folder / name, change)
+    inventory = take_inventory(empty.folder)
+    assert not inventory.disputed
+    assert [item.file for item in inventory.findings if item.shard is None] == [name]
+    assert parse_json(inventory.group, "")["attributes"]["strainflow"]["seed"] == 11
+
+
+@pytest.mark.parametrize("name", [GROUP_METADATA, GROUP_COPY])
+def test_of_metadata_and_a_copy_that_differ_a_damaged_manifest_still_tells_the_right_one(
+    damaged, name
+):
+    for path in damaged.folder.glob("manifest/0*.json"):
+        path.write_bytes(path.read_bytes()[:-2])
+    rewrite(damaged.folder / name, with_seed)
+    inventory = take_inventory(damaged.folder)
+    assert not inventory.disputed
+    assert [item.file for item in inventory.findings if item.shard is None] == [name]
+
+
 def test_an_empty_folder_is_no_data_set(tmp_path):
     with pytest.raises(InputError, match="no data set there"):
         take_inventory(tmp_path)
