@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from pipeline.cluster import ClusterConfig
 from pipeline.config import simulation_from_dict
-from pipeline.run import on_workers, simulate_shard
+from pipeline.run import nothing_left_half_written, on_workers, simulate_shard
 from pipeline.runlog import RunLog, ShardReport
 from pipeline.simulate import psds_of
 from pipeline.verify import MOST_LINES, verify_dataset
@@ -132,9 +133,13 @@ def _mend(
     """Simulate shards again, and count what became of them."""
     log = RunLog(store.beside)
     events = sum(len(schema.events_of(shard)) for shard in shards)
-    with progress_bar(events, "event") as bar:
-        task = partial(mend_shard, store.address, accept)
-        for _, mended in on_workers(cluster, store, task, shards):
+    task = partial(mend_shard, store.address, accept)
+    with (
+        progress_bar(events, "event") as bar,
+        nothing_left_half_written(store, cluster),
+        closing(on_workers(cluster, store, task, shards)) as done,
+    ):
+        for _, mended in done:
             if mended.report is None:
                 report.refused[mended.shard] = mended.refusal
             else:

@@ -10,8 +10,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -155,8 +155,11 @@ def complete(
         done = sum(len(schema.events_of(shard)) for shard in present)
         log = RunLog(store.beside)
         workers = set()
-        with progress_bar(schema.events, "event", done) as bar:
-            reports = on_workers(cluster, store, partial(task, store.address), missing)
+        with (
+            progress_bar(schema.events, "event", done) as bar,
+            nothing_left_half_written(store, cluster),
+            closing(on_workers(cluster, store, partial(task, store.address), missing)) as reports,
+        ):
             for seconds, shard in reports:
                 report.add(shard)
                 report.seconds = seconds
@@ -170,9 +173,29 @@ def complete(
     return report
 
 
+@contextmanager
+def nothing_left_half_written(store: Store, cluster: ClusterConfig) -> Iterator[None]:
+    """Remove what workers on this machine were writing to its disk when all was ended.
+
+    Those of a batch system, or of a scheduler that others started, may be at work still: the next
+    run removes what they leave, as it does in an object store.
+
+    Args:
+        store: The data set, held by this process.
+        cluster: Where the workers were; they have been stopped when the context ends.
+    """
+    try:
+        yield
+    except BaseException:
+        if cluster.kind == "local" and isinstance(store, LocalStore):
+            with suppress(OSError):  # of a disk that may be what failed
+                store.remove_partial_files()
+        raise
+
+
 def on_workers(
     cluster: ClusterConfig, store: Store, task: Callable[[int], Result], shards: Iterable[int]
-) -> Iterator[tuple[float, Result]]:
+) -> Generator[tuple[float, Result], None, None]:
     """Do a task for each of some shards, on Dask; gives the time since the start [s], and results.
 
     Args:

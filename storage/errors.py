@@ -1,7 +1,10 @@
 """The two ways in which a call can end badly; the front door turns them into exit codes 2 and 1."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -37,3 +40,21 @@ class Unreadable:
 
 
 MEND = "`strainflow verify` says what is damaged, `strainflow repair` mends it"
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what the system says of an open file name that file, which it does not by itself.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        OSError: The same, with the file's name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from storage.errors import InputError
+from storage.errors import InputError, naming
 from storage.files import AtomicFile
 from storage.lease import Holder, current_holder, held, refuse_second, watch_silent
 from storage.pagecache import resident_share
@@ -322,16 +322,24 @@ class _Paper:
     def create(self, content: bytes) -> bool:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self.path.open("xb") as file:
+            with naming(self.path), self.path.open("xb") as file:
                 file.write(content)
         except FileExistsError:
             return False
+        except OSError:  # half a document says nothing
+            self.remove()
+            raise
         return True
 
     def replace(self, content: bytes) -> None:
         new = self.path.with_name(self.path.name + ".new")
-        new.write_bytes(content)
-        new.replace(self.path)
+        try:
+            with naming(self.path):
+                new.write_bytes(content)
+                new.replace(self.path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
 
     def remove(self, once: bool = False) -> None:
         self.path.unlink(missing_ok=True)

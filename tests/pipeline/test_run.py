@@ -224,6 +224,33 @@ def test_an_interrupted_run_says_so_and_keeps_what_is_finished(folders, by_one_w
     assert not set(finished) & set(differing(out, by_one_worker))
 
 
+@pytest.mark.parametrize("to_workers_too", [False, True])
+def test_a_run_that_sigterm_ends_keeps_what_is_finished_and_leaves_nothing_else(
+    folders, by_one_worker, to_workers_too
+):
+    """As `timeout` sends it, or a batch system to all processes of a job."""
+    out = folders / f"terminated-{to_workers_too}.zarr"
+    run = start_run(out, "--cluster.workers=1")
+    try:
+        wait_for("manifest/0*.json", out, run)
+        wait_for("strain/c/*/0/0.*.partial", out, run)
+        (os.killpg if to_workers_too else os.kill)(run.pid, signal.SIGTERM)
+        _, errors = run.communicate(timeout=PATIENCE)
+    finally:
+        run.kill()
+    assert run.returncode == 143, errors
+    assert errors.splitlines()[-1] == (
+        "strainflow simulate: interrupted; what is finished stays, run it again to go on"
+    )
+    assert "Traceback" not in errors
+    left = digests(out)
+    assert not [name for name in left if name.endswith(".partial")]
+    assert not (out.with_name(out.name + ".log") / "writer.json").exists()
+    finished = [name for name in left if name.startswith("manifest/0")]
+    assert finished
+    assert not set(finished) & set(differing(out, by_one_worker))
+
+
 @pytest.mark.parametrize(
     "flags",
     [("--seed=8",), ("--encoding=int16",), ("--prior.psi=1",), ("--waveform.f_ref=25",)],
