@@ -28,7 +28,7 @@ from typing import TypeVar, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from storage.errors import DamagedDataError, InputError
+from storage.errors import DamagedDataError, InputError, printable
 
 # A recipe names values, never code: jsonargparse would import what `class_path` names.
 set_parsing_settings(
@@ -500,7 +500,7 @@ def _end_of(verb: str) -> str:
 
 
 def _complain(program: str, sentence: str) -> int:
-    print(f"{program}: {sentence}", file=sys.stderr)
+    print(f"{program}: {printable(sentence)}", file=sys.stderr)
     return WRONG_CALL
 
 

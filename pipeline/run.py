@@ -41,7 +41,7 @@ from pipeline.runlog import RunLog, ShardReport
 from pipeline.simulate import Simulator
 from pipeline.window import map_window
 from storage.dataset import create_dataset, read_psd, read_schema
-from storage.errors import InputError
+from storage.errors import InputError, PeakError
 from storage.local import LocalStore
 from storage.manifest import (
     Manifest,
@@ -55,6 +55,8 @@ from storage.schema import Event, Parameter, Schema
 from storage.urls import Store, store_of
 from storage.writer import write_shard
 
+# What the metadata have to hold so that events can be simulated again.
+RECORDED = ("configuration", "detectors", "versions")
 NULL_STREAM_EVENTS = 2  # the loudest of a shard: 4 ms each
 
 # LALSimulation holds Python's lock: a worker with several threads gains nothing by taking turns.
@@ -286,9 +288,11 @@ def simulate_shard(
     with _one_at_a_time, reported() as report:
         simulator, schema = _simulator_of_dataset(url, identity)
         events = as_recoded(simulator.events(schema.events_of(shard)), schema)
-        return report(
-            write_shard(url, schema, shard, events, partial(checks_of, url, shard), approve)
-        )
+        checks = partial(checks_of, url, shard)
+        try:
+            return report(write_shard(url, schema, shard, events, checks, approve))
+        except PeakError as error:
+            raise InputError(f"{error}, or simulate with a lower maximum of network_snr") from None
 
 
 def simulator_of_dataset(url: str) -> tuple[Simulator, Schema]:
@@ -374,7 +378,7 @@ def _require_provenance(schema: Schema, url: str) -> None:
     Raises:
         InputError: It does not say how it was simulated.
     """
-    for name in ("configuration", "detectors", "versions"):
+    for name in RECORDED:
         if name not in schema.provenance:
             raise InputError(
                 f"{url}: its metadata do not say how it was simulated (no {name!r}), so no "

@@ -13,6 +13,8 @@ from storage.progress import progress_bar
 from storage.schema import shard_files
 from storage.urls import Store, store_of
 from storage.verify import (
+    FOREIGN,
+    LINK,
     Inventory,
     ShardVerdict,
     look_at_lengths,
@@ -38,6 +40,7 @@ class VerifyReport:
         seconds: That it took [s].
         findings: All that is not as it was written.
         notes: What could not be verified, and why.
+        verb: The verb of ours that made the data set.
     """
 
     data: str
@@ -48,6 +51,7 @@ class VerifyReport:
     seconds: float = 0.0
     findings: list[Finding] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    verb: str = "simulate"
 
     def add(self, seconds: float, verdict: ShardVerdict) -> None:
         """Count a shard in."""
@@ -80,7 +84,7 @@ def verify_dataset(
     store = store_of(url)
     inventory = take_inventory(store)
     report = VerifyReport(store.url, quick, findings=list(inventory.findings))
-    report.notes = inventory.notes
+    report.notes, report.verb = inventory.notes, inventory.schema.verb
     with progress_bar(len(inventory.finished), "shard") as bar:
         for seconds, verdict in _verdicts(store, inventory, cluster, quick):
             report.add(seconds, verdict)
@@ -136,6 +140,16 @@ def summary(report: VerifyReport) -> str:
             f"{looked}: every byte of {report.bytes / 1e9:.3f} GB in {report.seconds:.1f} s "
             f"({rate:.2f} GB/s)"
         )
-    if found:
+    mendable = [item for item in report.findings if item.mendable]
+    if report.verb == "cut" and any(item.shard is not None for item in mendable):
+        lines.append("  the same `strainflow cut` again cuts once more what is damaged or missing")
+        mendable = [item for item in mendable if item.shard is None]
+    if mendable:
         lines.append(f"  `strainflow repair {report.data}` mends shards and metadata")
+    if any(item.what in (FOREIGN, LINK) for item in report.findings):
+        lines.append("  what does not belong to it, and links, are yours to move: repair does not")
+    if any(
+        item.what.startswith("cannot be read") and not item.mendable for item in report.findings
+    ):
+        lines.append("  of what may not be read nobody knows more: give yourself the right to")
     return "\n".join(lines)

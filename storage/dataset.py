@@ -31,6 +31,7 @@ from storage.schema import (
     GROUP_METADATA,
     PSD_CHUNK,
     Schema,
+    is_file_of_ours,
     shard_files,
 )
 from storage.urls import Store, store_of
@@ -75,7 +76,7 @@ def create_dataset(
         )
     if store.exists(GROUP_METADATA):  # of a run that finished no shard
         for name in SHARD_ARRAYS:
-            for path in list(store.files(f"{name}/c")):
+            for path in filter(is_file_of_ours, list(store.files(f"{name}/c"))):
                 store.remove(path)
     elif has_finished_shards(store):
         raise InputError(

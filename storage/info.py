@@ -8,7 +8,7 @@ from typing import Any
 
 from storage.errors import MEND, DamagedDataError
 from storage.manifest import first_problem, manifest_path, manifests_or_damage
-from storage.schema import GROUP_METADATA, Source, shard_files
+from storage.schema import Source, shard_files
 from storage.urls import store_of
 from storage.verify import take_inventory
 
@@ -28,6 +28,8 @@ class DatasetInfo:
         finished_events: Events in finished shards.
         shards: Number of shards.
         finished_shards: Shards that have a manifest that can be read.
+        accepted_shards: Those of them that `strainflow repair --accept` wrote with other bytes than
+            had been recorded.
         damaged_manifests: Paths of the others; nothing is known of what those shards hold.
         events_per_shard: Events in a shard.
         encoding: How strain is stored.
@@ -56,6 +58,7 @@ class DatasetInfo:
     finished_events: int
     shards: int
     finished_shards: int
+    accepted_shards: list[int]
     damaged_manifests: list[str]
     events_per_shard: int
     encoding: str
@@ -87,7 +90,7 @@ def describe(url: str | Path) -> DatasetInfo:
     schema, failed = inventory.schema, list[str]()
     problems = [
         f"{store.where(item.file)}: {item.what}"
-        + ("" if inventory.disputed and item.file == GROUP_METADATA else RESTORED.format(store.url))
+        + (RESTORED.format(store.url) if item.mendable else "")
         for item in inventory.findings
         if item.shard is None
     ]
@@ -95,7 +98,7 @@ def describe(url: str | Path) -> DatasetInfo:
     shards = events = total = payloads = 0
     largest = 0.0
     length_of = None
-    damaged, first_damage = list[str](), ""
+    damaged, first_damage, accepted = list[str](), "", list[int]()
     for shard, item in manifests_or_damage(store, schema):  # one at a time: there may be 200,000
         if isinstance(item, DamagedDataError):
             damaged.append(path := manifest_path(shard))
@@ -106,6 +109,7 @@ def describe(url: str | Path) -> DatasetInfo:
             problems.append(problem)
         shards, events, total = shards + 1, events + item.events, total + item.bytes
         payloads += item.files[shard_files(item.shard)["strain"]]["bytes"]
+        accepted += [item.shard] if item.replaced else []
         largest = max(largest, item.largest_snr_loss)
         rejected.update(item.rejected)
         done.update(item.checks.keys())
@@ -130,6 +134,7 @@ def describe(url: str | Path) -> DatasetInfo:
         finished_events=events,
         shards=schema.shards,
         finished_shards=shards,
+        accepted_shards=accepted,
         damaged_manifests=damaged,
         events_per_shard=schema.events_per_shard,
         encoding=schema.encoding.name,
@@ -198,6 +203,7 @@ def summary(facts: DatasetInfo) -> str:
             f"  check       {name}: passed in {found['passed']} of {found['shards']} shards"
             for name, found in facts.checks.items()
         ),
+        *_words_on_accepted(facts.accepted_shards),
         f"  versions    {', '.join(f'{name} {number}' for name, number in versions.items())}",
         "  prior",
         *(
@@ -207,6 +213,17 @@ def summary(facts: DatasetInfo) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _words_on_accepted(shards: list[int]) -> list[str]:
+    """Say which shards are not as they were first written."""
+    if not shards:
+        return []
+    names = ", ".join(map(str, shards[:MOST_NAMES])) + (", ..." if len(shards) > MOST_NAMES else "")
+    return [
+        f"  accepted    {len(shards)} shards have other bytes than were first written (`strainflow "
+        f"repair --accept`): {names}"
+    ]
 
 
 def words_on_sources(sources: list[Source]) -> str:

@@ -1,5 +1,6 @@
 """What a data set is: the facts that every shard shares, and where its files lie."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,38 @@ GROUP_METADATA = "zarr.json"
 PSD_CHUNK = "psd/c/0/0"
 MANIFEST_FOLDER = "manifest"
 GROUP_COPY = "manifest/dataset.json"  # the same bytes as the group's metadata, to mend them with
+
+
+# The paths that a file of any data set may have, and those of the folders that they lie in.
+_NUMBER = "(0|[1-9][0-9]{0,17})"
+_FILE = re.compile(
+    rf"((strain|parameters|optimal_snr|psd|{MANIFEST_FOLDER})/)?{GROUP_METADATA}|{PSD_CHUNK}"
+    rf"|{GROUP_COPY}|{MANIFEST_FOLDER}/([0-9]{{6}}|[1-9][0-9]{{6,17}})\.json"
+    rf"|strain/c/{_NUMBER}/0/0|(parameters|optimal_snr)/c/{_NUMBER}/0"
+)
+_FOLDER = re.compile(
+    rf"(strain|parameters|optimal_snr|psd)(/c)?|{MANIFEST_FOLDER}|psd/c/0"
+    rf"|strain/c/{_NUMBER}(/0)?|(parameters|optimal_snr)/c/{_NUMBER}"
+)
+_PARTIAL = re.compile(r"(.+?)(\.[0-9A-Za-z_-]+)?\.partial")
+
+
+def is_partial_of_ours(path: str) -> bool:
+    """Whether a path is `NAME.partial` or `NAME.TOKEN.partial` of a file of a data set."""
+    match = _PARTIAL.fullmatch(path)
+    return match is not None and any(
+        map(_FILE.fullmatch, (match[1], f"{match[1]}{match[2] or ''}"))
+    )
+
+
+def is_folder_of_ours(path: str) -> bool:
+    """Whether a path is that of a folder in which files of a data set lie, or will."""
+    return _FOLDER.fullmatch(path) is not None
+
+
+def is_file_of_ours(path: str) -> bool:
+    """Whether a path is that of a file of a data set, with however many shards."""
+    return _FILE.fullmatch(path) is not None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 from storage.arrays import aligned_empty, as_bytes
 from storage.dataset import is_recorded_psd
 from storage.documents import canonical_json, parse_json, seal_holds, sealed_document
-from storage.errors import UNREADABLE, DamagedDataError, InputError, Unreadable
+from storage.errors import FORBIDDEN, UNREADABLE, DamagedDataError, InputError, Unreadable
 from storage.examine import Examination, Finding
 from storage.manifest import (
     HASHES,
@@ -38,11 +38,13 @@ from storage.schema import (
     MANIFEST_FOLDER,
     PSD_CHUNK,
     Schema,
+    is_folder_of_ours,
+    is_partial_of_ours,
     shard_files,
 )
 from storage.urls import InputFile, Store, store_of
 
-PARTIAL = ".partial"
+FOREIGN, LINK = "does not belong to the data set", "is a link"
 AHEAD = 2  # pieces that a disk is asked for while one is digested: with one it waits at times
 
 
@@ -118,12 +120,14 @@ def take_inventory(url: str | Path | Store, listed: bool = True) -> Inventory:
     group, findings, identity = found.content, list(found.findings), found.identity
     schema = schema_from_metadata(parse_json(group, store.where(GROUP_METADATA)), store.url)
     children = children_files(parse_json(group, ""))
-    for (path, wanted), there in zip(children.items(), store.contents(list(children)), strict=True):
+    for (path, wanted), there in zip(
+        children.items(), store.contents(list(children), forbidden=True), strict=True
+    ):
         if there != wanted:
-            findings.append(Finding(path, _altered(there)))
-    (psd,) = store.contents([PSD_CHUNK])
+            findings.append(_altered(path, there))
+    (psd,) = store.contents([PSD_CHUNK], forbidden=True)
     if not isinstance(psd, bytes) or not is_recorded_psd(psd, parse_json(group, "")):
-        findings.append(Finding(PSD_CHUNK, _altered(psd)))
+        findings.append(_altered(PSD_CHUNK, psd))
     finished = finished_shards(store, schema)
     findings += _missing_shards(schema, finished)
     if finished and not identity:  # a run may have finished its first shard meanwhile
@@ -152,21 +156,21 @@ def verify_shard(url: str | Path | Store, group: bytes, shard: int) -> ShardVerd
         shard: Its number.
     """
     store, schema = store_of(url), _schema_of(group)
-    (content,) = store.contents([manifest_path(shard)])
+    (content,) = store.contents([manifest_path(shard)], forbidden=True)
     events = len(schema.events_of(shard))
     total = len(content) if isinstance(content, bytes) else 0
     manifest = _read_manifest(content, group, shard)
     if isinstance(manifest, Finding):  # then nothing is known of the files
         return ShardVerdict(shard, events, total, (manifest,))
-    sound, unreadable = dict[str, bool](), dict[str, str]()
+    sound, unreadable = dict[str, bool](), dict[str, Unreadable]()
     for file, facts in manifest.files.items():
         kind, recorded = recorded_digest(facts)
         try:
             length, digest = file_digest(store, file, kind)
         except OSError as error:
-            if error.errno not in UNREADABLE:
+            if error.errno not in (*UNREADABLE, *FORBIDDEN):
                 raise
-            sound[file], unreadable[file] = False, str(error.strerror)
+            sound[file], unreadable[file] = False, Unreadable.of(error)
             continue
         total += length or 0
         sound[file] = (length, digest) == (facts["bytes"], recorded)
@@ -197,7 +201,9 @@ def proved_manifests(
         DamagedDataError: One of them is missing, altered, or of another data set.
     """
     store, paths = store_of(url), list(map(manifest_path, shards))
-    for shard, path, content in zip(shards, paths, store.contents(paths), strict=True):
+    for shard, path, content in zip(
+        shards, paths, store.contents(paths, forbidden=True), strict=True
+    ):
         manifest = _read_manifest(content, group, shard)
         if isinstance(manifest, Finding):
             raise DamagedDataError(
@@ -218,7 +224,9 @@ def look_at_lengths(url: str | Path | Store, inventory: Inventory) -> Iterator[S
     store, schema = store_of(url), inventory.schema
     length_of = store.lengths()
     paths = [manifest_path(shard) for shard in inventory.finished]
-    for shard, content in zip(inventory.finished, store.contents(paths), strict=True):
+    for shard, content in zip(
+        inventory.finished, store.contents(paths, forbidden=True), strict=True
+    ):
         events = len(schema.events_of(shard))
         manifest = _read_manifest(content, inventory.group, shard)
         if isinstance(manifest, Finding):
@@ -226,7 +234,13 @@ def look_at_lengths(url: str | Path | Store, inventory: Inventory) -> Iterator[S
             continue
         findings = []
         for file, facts in manifest.files.items():
-            if (length := length_of(file)) != facts["bytes"]:
+            try:
+                length = length_of(file)
+            except PermissionError as error:
+                what = str(Unreadable.of(error))
+                findings.append(Finding(file, what, shard, mendable=False))
+                continue
+            if length != facts["bytes"]:
                 what = "is missing" if length is None else f"has {length:,} bytes"
                 findings.append(Finding(file, f"{what}, {facts['bytes']:,} were written", shard))
         yield ShardVerdict(shard, events, 0, tuple(findings))
@@ -240,7 +254,9 @@ def _read_manifest(
     try:
         manifest = parse_manifest(content, schema, shard, path)
     except DamagedDataError as error:
-        return Finding(path, str(error).removeprefix(f"{path}: ").partition(";")[0], shard)
+        what = str(error).removeprefix(f"{path}: ").partition(";")[0]
+        forbidden = isinstance(content, Unreadable) and content.forbidden
+        return Finding(path, what, shard, mendable=not forbidden)
     if not manifest.digest and not manifest.dataset:  # of before 0.3.0
         return manifest
     assert isinstance(content, bytes), "parsed"
@@ -261,7 +277,7 @@ def _identities_in_manifests(store: Store) -> Iterator[str]:
     for name in store.names(MANIFEST_FOLDER):
         if not name[:1].isdigit():
             continue
-        (content,) = store.contents([f"{MANIFEST_FOLDER}/{name}"])
+        (content,) = store.contents([f"{MANIFEST_FOLDER}/{name}"], forbidden=True)
         document = sealed_document(content) if isinstance(content, bytes) else None
         dataset = None if document is None else document.get("dataset")
         if isinstance(dataset, str) and dataset:
@@ -293,7 +309,7 @@ def _group_metadata(store: Store) -> _Group:
         DamagedDataError: Neither is.
     """
     paths = (GROUP_METADATA, GROUP_COPY)
-    found = dict(zip(paths, store.contents(paths), strict=True))
+    found = dict(zip(paths, store.contents(paths, forbidden=True), strict=True))
     digests = {
         path: blake3.blake3(content).hexdigest() if isinstance(content, bytes) else None
         for path, content in found.items()
@@ -355,20 +371,20 @@ def _without_proof(store: Store, found: Mapping[str, bytes | Unreadable | None])
         f"differs from its copy {GROUP_COPY}, and no finished shard proves either; the same "
         f"`strainflow {_verb_of(found)}` again writes both anew"
     )
-    return _Group(first, (Finding(GROUP_METADATA, what),), disputed=True)
+    return _Group(first, (Finding(GROUP_METADATA, what, mendable=False),), disputed=True)
 
 
 def _evidence(store: Store, group: bytes) -> tuple[int, ...]:
     """What speaks for group metadata that no sound manifest records; more is better, in each."""
     document = parse_json(group, "")
     children = children_files(document)
-    there = zip(children.values(), store.contents(list(children)), strict=True)
-    (psd,) = store.contents([PSD_CHUNK])
+    there = zip(children.values(), store.contents(list(children), forbidden=True), strict=True)
+    (psd,) = store.contents([PSD_CHUNK], forbidden=True)
     identity = blake3.blake3(group).hexdigest().encode()
     named = 0
     for name in store.names(MANIFEST_FOLDER):
         if name[:1].isdigit():  # damaged ones
-            (content,) = store.contents([f"{MANIFEST_FOLDER}/{name}"])
+            (content,) = store.contents([f"{MANIFEST_FOLDER}/{name}"], forbidden=True)
             named += isinstance(content, bytes) and identity in content
     return (
         canonical_json(document) == group,
@@ -380,7 +396,7 @@ def _evidence(store: Store, group: bytes) -> tuple[int, ...]:
 
 def _all_but(good: bytes, found: Mapping[str, bytes | Unreadable | None]) -> tuple[Finding, ...]:
     """What is wrong with the metadata or their copy, given those that are as they were written."""
-    return tuple(Finding(path, _altered(data)) for path, data in found.items() if data != good)
+    return tuple(_altered(path, data) for path, data in found.items() if data != good)
 
 
 def _verb_of(found: Mapping[str, bytes | Unreadable | None]) -> str:
@@ -391,10 +407,11 @@ def _verb_of(found: Mapping[str, bytes | Unreadable | None]) -> str:
     return "simulate"
 
 
-def _altered(content: bytes | Unreadable | None) -> str:
+def _altered(path: str, content: bytes | Unreadable | None) -> Finding:
+    """Say what is wrong with a file that has not the bytes that it should have."""
     if isinstance(content, Unreadable):
-        return str(content)
-    return "is missing" if content is None else "is not as it was written"
+        return Finding(path, str(content), mendable=not content.forbidden)
+    return Finding(path, "is missing" if content is None else "is not as it was written")
 
 
 def _missing_shards(schema: Schema, finished: list[int]) -> Iterator[Finding]:
@@ -412,16 +429,23 @@ def _missing_shards(schema: Schema, finished: list[int]) -> Iterator[Finding]:
 
 
 def _other_files(store: Store, schema: Schema, known: set[str]) -> Iterator[Finding]:
-    """Files that no writer of ours leaves behind."""
+    """What no writer of ours leaves behind: other files, empty folders, and links."""
     growing = store.is_being_written()
-    for path in store.files():
-        if path in known or _is_of_a_shard(path, schema):
+    for entry in store.entries():
+        path = entry.path
+        if entry.kind == "link":
+            yield Finding(path, LINK, mendable=False)
+        elif entry.kind == "closed folder":
+            yield Finding(f"{path}/", str(Unreadable(entry.why)), mendable=False)
+        elif entry.kind == "empty folder":
+            if not is_folder_of_ours(path):
+                yield Finding(f"{path}/", FOREIGN, mendable=False)
+        elif path in known or _is_of_a_shard(path, schema):
             continue
-        if path.endswith(PARTIAL):
-            if not growing:
-                yield Finding(path, "was left by a writer that died")
-        else:
-            yield Finding(path, "does not belong to the data set")
+        elif not is_partial_of_ours(path):
+            yield Finding(path, FOREIGN, mendable=False)
+        elif not growing:
+            yield Finding(path, "was left by a writer that died")
 
 
 def _is_of_a_shard(path: str, schema: Schema) -> bool:

@@ -245,6 +245,7 @@ def test_an_event_that_does_not_fit_is_named(here, capfd):
     last = errors.splitlines()[-1]
     assert last.startswith("strainflow simulate: event 0: its peak of ")
     assert "does not fit the encoding int8" in last
+    assert last.endswith(", or simulate with a lower maximum of network_snr")
     left = {str(path.relative_to(here / "x.zarr")) for path in here.rglob("*") if path.is_file()}
     assert {name for name in left if not name.endswith("zarr.json")} == {
         "psd/c/0/0",
@@ -319,14 +320,28 @@ NO_JSON_OF_OURS = (b"{", b"[]", b"3", b"\xff\xfe", b"")
 
 @pytest.mark.parametrize("content", NO_JSON_OF_OURS)
 def test_metadata_that_were_altered_are_damage_in_one_sentence(refusal, damageable, content):
-    (damageable / "zarr.json").write_bytes(content)
+    for name in ("zarr.json", "manifest/dataset.json"):
+        (damageable / name).write_bytes(content)
     assert "zarr.json" in refusal("info", "x.zarr", code=strainflow.ANSWER_IS_NO)
+    said = refusal("recode", "x.zarr", "--out=y.zarr", code=strainflow.ANSWER_IS_NO)
+    assert "altered" in said
 
 
 def test_metadata_that_lack_something_are_damage_in_one_sentence(refusal, damageable):
     content = b'{"attributes": {"strainflow": {"format_version": 1}}}'
     (damageable / "zarr.json").write_bytes(content)
-    assert "altered" in refusal("info", "x.zarr", code=strainflow.ANSWER_IS_NO)
+    said = refusal("recode", "x.zarr", "--out=y.zarr", code=strainflow.ANSWER_IS_NO)
+    assert "altered" in said
+    assert said.endswith("`strainflow repair` restores them from their copy")
+
+
+def test_a_set_whose_metadata_are_missing_is_damage_that_repair_mends_and_no_wrong_call(
+    refusal, damageable
+):
+    (damageable / "zarr.json").unlink()
+    said = refusal("recode", "x.zarr", "--out=y.zarr", code=strainflow.ANSWER_IS_NO)
+    mend = "`strainflow repair x.zarr` restores it from its copy"
+    assert said == f"strainflow recode: x.zarr/zarr.json: is missing; {mend}"
 
 
 @pytest.mark.parametrize("content", [*NO_JSON_OF_OURS, b"{}"])
@@ -505,3 +520,15 @@ def test_a_full_disk_is_a_place_and_advice_and_no_number(capsys, monkeypatch, wo
         end = "" if code == errno.EROFS else advice
         said = f"strainflow {words[0]}: {name or place}: {os.strerror(code)}{end}\n"
         assert capsys.readouterr().err == said
+
+
+def test_info_of_a_folder_that_may_not_be_read_names_the_folder(capsys, monkeypatch):
+    def closed(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    assert strainflow.main(["info", "x.zarr"]) == strainflow.WRONG_CALL
+    assert capsys.readouterr().err == (
+        "strainflow info: x.zarr: cannot be read (Permission denied); give yourself the right to "
+        "read the folder\n"
+    )

@@ -241,3 +241,18 @@ def test_the_settings_of_a_waveform_model_are_named_one_by_one(filled):
     assert "waveform    approximant IMRPhenomXPHM, phenomx.precession_version 320\n" in summary(
         facts
     )
+
+
+def test_shards_that_were_accepted_with_other_bytes_are_told_in_one_line(empty, finish, capsys):
+    finish(empty, [0, 2])
+    assert "  accepted" not in summary(describe(empty.folder))
+    events = [empty.events[number] for number in empty.schema.events_of(1)]
+    other = {"strain/c/1/0/0": "0" * 64}
+    write_shard(empty.folder, empty.schema, 1, events, approve=lambda m: replace(m, replaced=other))
+    facts = describe(empty.folder)
+    assert facts.complete
+    assert facts.accepted_shards == [1]
+    words = "1 shards have other bytes than were first written (`strainflow repair --accept`): 1"
+    assert f"\n  accepted    {words}\n" in summary(facts)
+    assert info(str(empty.folder), json=True) == 0
+    assert json.loads(capsys.readouterr().out)["accepted_shards"] == [1]
