@@ -478,6 +478,8 @@ def _system_answer(error: OSError, place: str, end: str) -> str:
         place: The place that the call names, where the system names no file.
         end: What becomes of the call.
     """
+    if isinstance(error, BrokenPipeError):  # as of `| head`
+        place = "the output"
     sentence = f"{error.filename or place}: {error.strerror or 'the system refuses'}"
     return f"{sentence}; make room, {end}" if error.errno in _FULL else sentence
 

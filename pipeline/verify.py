@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.cluster import ClusterConfig
-from pipeline.run import on_workers
+from pipeline.run import RECORDED, on_workers
 from storage.examine import Finding
 from storage.progress import progress_bar
 from storage.schema import shard_files
@@ -40,7 +40,7 @@ class VerifyReport:
         seconds: That it took [s].
         findings: All that is not as it was written.
         notes: What could not be verified, and why.
-        verb: The verb of ours that made the data set.
+        advice: What to do about the findings.
     """
 
     data: str
@@ -51,7 +51,7 @@ class VerifyReport:
     seconds: float = 0.0
     findings: list[Finding] = field(default_factory=list)
     notes: tuple[str, ...] = ()
-    verb: str = "simulate"
+    advice: tuple[str, ...] = ()
 
     def add(self, seconds: float, verdict: ShardVerdict) -> None:
         """Count a shard in."""
@@ -84,7 +84,7 @@ def verify_dataset(
     store = store_of(url)
     inventory = take_inventory(store)
     report = VerifyReport(store.url, quick, findings=list(inventory.findings))
-    report.notes, report.verb = inventory.notes, inventory.schema.verb
+    report.notes = inventory.notes
     with progress_bar(len(inventory.finished), "shard") as bar:
         for seconds, verdict in _verdicts(store, inventory, cluster, quick):
             report.add(seconds, verdict)
@@ -94,6 +94,7 @@ def verify_dataset(
                     f"{rate:.2f} GB/s, {len(report.findings)} findings", refresh=False
                 )
             bar.update()
+    report.advice = tuple(_advice(report.findings, inventory, store.url))
     return report
 
 
@@ -140,16 +141,30 @@ def summary(report: VerifyReport) -> str:
             f"{looked}: every byte of {report.bytes / 1e9:.3f} GB in {report.seconds:.1f} s "
             f"({rate:.2f} GB/s)"
         )
-    mendable = [item for item in report.findings if item.mendable]
-    if report.verb == "cut" and any(item.shard is not None for item in mendable):
-        lines.append("  the same `strainflow cut` again cuts once more what is damaged or missing")
-        mendable = [item for item in mendable if item.shard is None]
-    if mendable:
-        lines.append(f"  `strainflow repair {report.data}` mends shards and metadata")
-    if any(item.what in (FOREIGN, LINK) for item in report.findings):
-        lines.append("  what does not belong to it, and links, are yours to move: repair does not")
-    if any(
-        item.what.startswith("cannot be read") and not item.mendable for item in report.findings
-    ):
-        lines.append("  of what may not be read nobody knows more: give yourself the right to")
+    lines += [f"  {sentence}" for sentence in report.advice]
     return "\n".join(lines)
+
+
+def _advice(findings: list[Finding], inventory: Inventory, place: str) -> Iterator[str]:
+    """What to do about findings, a sentence each."""
+    schema = inventory.schema
+    mendable = [item for item in findings if item.mendable]
+    of_shards = any(item.shard is not None for item in mendable)
+    again = f"the same `strainflow {schema.verb}` again writes what is missing"
+    repair = f"`strainflow repair {place}` mends"
+    if inventory.disputed:  # which comes first; the finding says how
+        pass
+    elif schema.verb == "cut" and of_shards:
+        yield f"{again} or damaged; {repair} metadata"
+    elif of_shards and not schema.provenance.keys() >= set(RECORDED):
+        yield (
+            "the metadata do not say how shards were simulated: put those back from a copy; "
+            f"{repair} metadata"
+        )
+    elif mendable:
+        more = f"; {again}" if schema.verb == "recode" and of_shards else ""
+        yield f"{repair} shards and metadata{more}"
+    if any(item.what in (FOREIGN, LINK) for item in findings):
+        yield "what does not belong to it, and links, are yours to move: repair does not"
+    if any(item.what.startswith("cannot be read") and not item.mendable for item in findings):
+        yield "of what may not be read nobody knows more: give yourself the right to read it"

@@ -334,6 +334,7 @@ def test_of_two_metadata_that_nothing_proves_a_repair_overwrites_neither(folder,
     code, said = command("verify")
     assert code == strainflow.ANSWER_IS_NO
     assert "zarr.json: differs from its copy manifest/dataset.json, and no finished shard" in said
+    assert "strainflow repair" not in said
 
 
 def test_a_psd_whose_file_is_gone_stays_lost_and_that_is_said(
@@ -445,12 +446,18 @@ def test_a_repair_leaves_a_shard_alone_that_may_not_be_read(tmp_path, monkeypatc
     [
         (lambda at: (at / "notes.txt").touch(), "are yours to move: repair does not"),
         (lambda at: (at / "strain/zarr.json").unlink(), "mends shards and metadata"),
+        (
+            lambda at: flip(at / "strain/c/1/0/0", 5000),
+            "put those back from a copy; `strainflow repair x.zarr` mends metadata",
+        ),
     ],
 )
-def test_verify_advises_repair_only_for_what_repair_mends(tmp_path, capsys, damage, last):
-    folder = Path(shutil.copytree(GOLDEN / "int8", tmp_path / "x.zarr"))
-    damage(folder)
-    assert strainflow.main(["verify", str(folder)]) == strainflow.ANSWER_IS_NO
+def test_verify_advises_repair_only_for_what_repair_mends(
+    tmp_path, monkeypatch, capsys, damage, last
+):
+    monkeypatch.chdir(tmp_path)
+    damage(Path(shutil.copytree(GOLDEN / "int8", "x.zarr")))
+    assert strainflow.main(["verify", "x.zarr"]) == strainflow.ANSWER_IS_NO
     said = capsys.readouterr().out
     assert said.splitlines()[-1].endswith(last)
     assert ("strainflow repair" in said) == ("mends" in last)
