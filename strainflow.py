@@ -6,23 +6,29 @@ its command line: positional-only parameters are arguments, the others flags, an
 """
 
 import difflib
+import errno
 import inspect
 import json
 import re
+import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from storage.errors import DamagedDataError, InputError
+from storage.errors import DamagedDataError, InputError, printable
 
 # A recipe names values, never code: jsonargparse would import what `class_path` names.
 set_parsing_settings(
@@ -55,6 +61,9 @@ VERBS = {
 # Those that go on where an interruption ended them; the others begin anew.
 GO_ON = ("simulate", "repair", "recode", "cut", "train", "sample", "reweight")
 
+# Those that SIGTERM ends as Ctrl-C does; `train` saves its state, the others write whole files.
+SIGTERM_INTERRUPTS = ("plan", "simulate", "verify", "repair", "recode", "cut", "reweight")
+
 # The extra that brings what a package needs.
 EXTRAS = {"pipeline": "[pipeline]", "model": "[model]", "storage": ""}
 
@@ -64,7 +73,11 @@ PLACES = ("data", "out", "like", "folder", "run", "results", "scratch")
 LARGEST_RECIPE, DEEPEST_RECIPE = 10_000, 32
 _LONG_NUMBER = re.compile(r"[-+]?[0-9a-fA-FxXoO_:.]{100,}")
 
-DONE, ANSWER_IS_NO, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
+DONE, ANSWER_IS_NO, WRONG_CALL, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+# What a full disk answers, or one on which the user may keep no more.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+PATIENCE = 10.0  # seconds after a first SIGTERM for which others are not heeded
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,30 +92,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = next((verb for verb in VERBS if words[: len(verb.split())] == verb.split()), None)
     if verb is None:
         return _complain("strainflow", f"{words[0]!r} is no verb; known are {', '.join(VERBS)}")
+    with _interrupted_by_sigterm(verb) as terminated:
+        code = _call(verb, words[len(verb.split()) :])
+        return TERMINATED if terminated and code != DONE else code
+
+
+def _call(verb: str, words: list[str]) -> int:
+    """Run a verb; say in one sentence why it ends badly, where it does, and return its code."""
+    program = f"strainflow {verb}"
     try:
         function = _resolve(VERBS[verb][0])
-        return _parse(verb, function, words[len(verb.split()) :])()
+        return _parse(verb, function, words)()
     except InputError as error:
-        return _complain(f"strainflow {verb}", _one_sentence(str(error)))
+        return _complain(program, _one_sentence(str(error)))
     except ModuleNotFoundError as error:
         if not error.name or error.name.split(".")[0] in EXTRAS:
             raise
         extra = EXTRAS[VERBS[verb][0].split(".")[0]]
-        return _complain(
-            f"strainflow {verb}", f"the package {error.name} is missing; install strainflow{extra}"
-        )
+        return _complain(program, f"the package {error.name} is missing; install strainflow{extra}")
     except DamagedDataError as error:
-        _complain(f"strainflow {verb}", _one_sentence(str(error)))
+        _complain(program, _one_sentence(str(error)))
         return ANSWER_IS_NO
     except OSError as error:
         if error.errno is None:  # not the system's answer about a file or a disk
             raise
-        return _complain(f"strainflow {verb}", _one_sentence(_system_answer(error)))
+        answer = _system_answer(error, _place_in(words), _end_of(verb))
+        return _complain(program, _one_sentence(answer))
     except KeyboardInterrupt:
-        end = "what is finished stays, run it again to go on"
-        if verb not in GO_ON:
-            end = "run it again from the start"
-        _complain(f"strainflow {verb}", f"interrupted; {end}")
+        _complain(program, f"interrupted; {_end_of(verb)}")
         return INTERRUPTED
 
 
@@ -420,12 +437,72 @@ def _one_sentence(message: str) -> str:
     return text.replace("Parser key ", "")
 
 
-def _system_answer(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+@contextmanager
+def _interrupted_by_sigterm(verb: str) -> Iterator[list[float]]:
+    """Let SIGTERM, as of a batch system or `timeout`, interrupt a verb as Ctrl-C does.
+
+    Processes that are started do not inherit that. Those that follow a first one soon change
+    nothing: what that began is not left half done.
+
+    Args:
+        verb: Which; of `SIGTERM_INTERRUPTS`, or nothing is done.
+
+    Yields:
+        When the signal came.
+    """
+    came = list[float]()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        soon = bool(came) and time.monotonic() - came[-1] < PATIENCE
+        came.append(time.monotonic())
+        if not soon:
+            raise KeyboardInterrupt
+
+    here = threading.current_thread() is threading.main_thread()
+    ours = here and verb in SIGTERM_INTERRUPTS
+    if not ours or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:  # somebody else's
+        yield came
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _system_answer(error: OSError, place: str, end: str) -> str:
+    """Put what the system says of a file or a disk into a sentence.
+
+    Args:
+        error: It.
+        place: The place that the call names, where the system names no file.
+        end: What becomes of the call.
+    """
+    if isinstance(error, BrokenPipeError):  # as of `| head`
+        place = "the output"
+    sentence = f"{error.filename or place}: {error.strerror or 'the system refuses'}"
+    return f"{sentence}; make room, {end}" if error.errno in _FULL else sentence
+
+
+def _place_in(words: Sequence[str]) -> str:
+    """The place that a call writes to, or else reads."""
+    flags = [word.partition("=") for word in words]
+    for name in ("--out", "--data"):
+        for (flag, equals, value), following in zip(flags, [*words[1:], ""], strict=False):
+            if flag == name and (equals or following):
+                return value if equals else following
+    return next((word for word in words if not word.startswith("-")), "the disk")
+
+
+def _end_of(verb: str) -> str:
+    """What becomes of a call that was ended."""
+    if verb in GO_ON:
+        return "what is finished stays, run it again to go on"
+    return "run it again from the start"
 
 
 def _complain(program: str, sentence: str) -> int:
-    print(f"{program}: {sentence}", file=sys.stderr)
+    print(f"{program}: {printable(sentence)}", file=sys.stderr)
     return WRONG_CALL
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from model.config import CONFIG, TrainConfig
 from storage.bench.feed import BUSY, FeedBenchConfig
+from storage.errors import InputError
 
 if TYPE_CHECKING:
     from model.train import TrainReport
@@ -88,7 +89,13 @@ def info(data: str, /, *, json: bool = False) -> int:
         data: Folder of the data set, of the run, or of result files.
         json: Print it as JSON.
     """
-    if not (Path(data) / CONFIG).is_file():
+    try:
+        is_run = (Path(data) / CONFIG).is_file()
+    except PermissionError as error:
+        raise InputError(
+            f"{data}: cannot be read ({error.strerror}); give yourself the right to read the folder"
+        ) from None
+    if not is_run:
         from storage.commands import info as info_of_data
 
         return info_of_data(data, json=json)

@@ -17,6 +17,7 @@ from pipeline.reweight_report import summary as reweight_summary
 from pipeline.run import RunReport, simulate_dataset
 from pipeline.verify import summary as verify_summary
 from pipeline.verify import verify_dataset
+from storage.info import words_on_sources
 
 
 def plan(
@@ -66,7 +67,12 @@ def recode(data: str, /, *, config: RecodeConfig, out: str, json: bool = False) 
         json: Print the report as JSON.
     """
     report = recode_dataset(config, data, out)
-    return _after_writing(report, json, "recode", "recoded", "")
+    code = _after_writing(report, json, "recode", "recoded", "")
+    if not json:
+        loss = f"largest SNR loss {report.largest_snr_loss:.2g} against its source"
+        sources = words_on_sources(report.recoded_from) or "which had lost nothing"
+        _say(f"{report.out}: {report.encoding}, {loss}, {sources}")
+    return code
 
 
 def cut(*, config: CutConfig, like: str, out: str, json: bool = False) -> int:

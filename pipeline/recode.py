@@ -32,10 +32,10 @@ from storage.encodings import (
 )
 from storage.errors import InputError
 from storage.manifest import read_table, require_complete
-from storage.schema import GROUP_METADATA, Event, Schema, shard_files
+from storage.schema import GROUP_METADATA, Event, Schema, Source, shard_files
 from storage.shard_reader import ShardReader
 from storage.urls import Store, store_of
-from storage.verify import proved_manifest
+from storage.verify import proved_manifest, proved_manifests
 from storage.writer import write_shard
 
 
@@ -58,9 +58,25 @@ class RecodeConfig:
         certified(encoding_named(self.encoding or "float32"), self.max_snr_loss)
 
 
+@dataclass
+class RecodeReport(RunReport):
+    """What a run of recode did.
+
+    Attributes:
+        encoding: Name of the new encoding.
+        largest_snr_loss: The largest share of the SNR that an event lost against the source.
+        recoded_from: The source and those from which that was recoded itself, without such as lost
+            nothing.
+    """
+
+    encoding: str = ""
+    largest_snr_loss: float = 0.0
+    recoded_from: list[Source] = field(default_factory=list)
+
+
 def recode_dataset(
     config: RecodeConfig, url: str | Path | Store, out: str | Path | Store
-) -> RunReport:
+) -> RecodeReport:
     """Write the events of a data set once more, in another encoding, or what is missing of it.
 
     Of a source that lost nothing, the files are those that a simulation in that encoding writes.
@@ -83,11 +99,20 @@ def recode_dataset(
         raise InputError(f"out: {target.url} {how} the source; give another place")
     refuse_a_file(target)
     recoded = replace(
-        schema, encoding=_encoding_of(config, source, schema), provenance=_provenance_of(schema)
+        schema,
+        encoding=_encoding_of(config, source, schema),
+        provenance=_provenance_of(source, schema),
     )
     with target.only_writer():
         create_dataset(target, recoded, read_psd(source))
-        return complete(target, recoded, config.cluster, partial(recode_shard, source.address))
+        task = partial(recode_shard, source.address)
+        report = complete(target, recoded, config.cluster, task)
+        return RecodeReport(
+            **vars(report),
+            encoding=recoded.encoding.name,
+            largest_snr_loss=_largest_loss(target, recoded),
+            recoded_from=recoded.sources,
+        )
 
 
 def recode_shard(source: str, out: str, shard: int) -> ShardReport:
@@ -146,11 +171,24 @@ def _encoding_of(config: RecodeConfig, source: Store, schema: Schema) -> Encodin
     return encoding_for(loss, schema.noisy, peak, schema.encoding, samples)
 
 
-def _provenance_of(schema: Schema) -> dict[str, Any]:
+def _provenance_of(source: Store, schema: Schema) -> dict[str, Any]:
     """Where recoded data come from: as the source, by way of it where it had lost something."""
     if schema.encoding.type == "float32":
         return dict(schema.provenance)
-    before: dict[str, Any] = {"encoding": asdict(schema.encoding)}
+    before: dict[str, Any] = {
+        "encoding": asdict(schema.encoding),
+        "largest_snr_loss": _largest_loss(source, schema),
+    }
     if "recoded_from" in schema.provenance:
         before["recoded_from"] = schema.provenance["recoded_from"]
     return {**schema.provenance, "recoded_from": before}
+
+
+def _largest_loss(store: Store, schema: Schema) -> float:
+    """The largest loss of an event that the manifests of a complete data set certify.
+
+    Raises:
+        DamagedDataError: One of them is missing, altered, or of another data set.
+    """
+    manifests = proved_manifests(store, store.read(GROUP_METADATA), range(schema.shards))
+    return max(manifest.largest_snr_loss for manifest in manifests)

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from pipeline.cluster import ClusterConfig
 from pipeline.config import simulation_from_dict
-from pipeline.run import on_workers, simulate_shard
+from pipeline.run import RECORDED, nothing_left_half_written, on_workers, simulate_shard
 from pipeline.runlog import RunLog, ShardReport
 from pipeline.simulate import psds_of
 from pipeline.verify import MOST_LINES, verify_dataset
@@ -41,6 +42,7 @@ class RepairReport:
     Attributes:
         data: The data set.
         found: What was damaged or missing.
+        removed: Files that writers that died had left behind, and that were removed.
         metadata: Files of the metadata that were restored.
         shards: Shards that were simulated again.
         accepted: Those of them whose bytes are not the ones that were recorded before.
@@ -50,6 +52,7 @@ class RepairReport:
 
     data: str
     found: list[Finding] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
     shards: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
@@ -85,25 +88,52 @@ def repair_dataset(url: str | Path | Store, cluster: ClusterConfig, accept: bool
 
     Raises:
         InputError: There is no data set of ours, or somebody writes to it.
-        DamagedDataError: Its metadata are lost.
+        DamagedDataError: Its metadata are lost, or nothing says which of the two copies are right.
     """
     store = store_of(url)
-    take_inventory(store)  # before the place is held: it may be none of ours
+    _undisputed_inventory(store)  # before the place is held: it may be none of ours
     with store.only_writer():
-        store.remove_partial_files()
-        inventory = take_inventory(store)
+        removed = store.remove_partial_files()
+        inventory = _undisputed_inventory(store)
         restored = _restore_metadata(store, inventory)
         before = verify_dataset(store, cluster)
         report = RepairReport(store.url, [*_of_files(inventory, restored), *before.findings])
-        report.metadata = restored
-        shards = [*before.damaged_shards, *_unfinished(inventory)]
+        report.metadata, report.removed = restored, removed
+        report.refused = _closed(before.findings)
+        damaged = {*before.damaged_shards, *_unfinished(inventory)}
+        shards = sorted(damaged - report.refused.keys())
         if shards:
-            _mend(store, cluster, accept, sorted(set(shards)), inventory.schema, report)
+            _mend(store, cluster, accept, shards, inventory.schema, report)
             # Without a manifest nothing told that there should be a copy of the metadata.
             report.metadata += _restore_metadata(store, take_inventory(store))
-        store.remove_partial_files()
+        report.removed += store.remove_partial_files()
         report.remaining = _remaining(store, report)
     return report
+
+
+def _undisputed_inventory(store: Store) -> Inventory:
+    """Take the inventory of a data set whose metadata can be told from what they are not.
+
+    Raises:
+        InputError: There is no data set of ours.
+        DamagedDataError: Its metadata are lost, or they and their copy differ and nothing proves
+            either.
+    """
+    inventory = take_inventory(store)
+    if inventory.disputed:
+        finding = next(item for item in inventory.findings if item.file == GROUP_METADATA)
+        raise DamagedDataError(f"{store.where(finding.file)}: {finding.what}; nothing was changed")
+    return inventory
+
+
+def _closed(findings: list[Finding]) -> dict[int, str]:
+    """Why nothing is done for shards of which a file may not be read, by their numbers."""
+    return {
+        finding.shard: f"shard {finding.shard}: {finding.file} {finding.what}, so nobody knows "
+        "whether it is damaged; give yourself the right to read it"
+        for finding in findings
+        if finding.shard is not None and not finding.mendable
+    }
 
 
 def _mend(
@@ -117,9 +147,13 @@ def _mend(
     """Simulate shards again, and count what became of them."""
     log = RunLog(store.beside)
     events = sum(len(schema.events_of(shard)) for shard in shards)
-    with progress_bar(events, "event") as bar:
-        task = partial(mend_shard, store.address, accept)
-        for _, mended in on_workers(cluster, store, task, shards):
+    task = partial(mend_shard, store.address, accept)
+    with (
+        progress_bar(events, "event") as bar,
+        nothing_left_half_written(store, cluster),
+        closing(on_workers(cluster, store, task, shards)) as done,
+    ):
+        for _, mended in done:
             if mended.report is None:
                 report.refused[mended.shard] = mended.refusal
             else:
@@ -139,14 +173,31 @@ def mend_shard(url: str, accept: bool, shard: int) -> Mended:
         accept: Whether other bytes than those that were recorded are taken.
         shard: Its number.
     """
-    if "frames" in read_schema(url).provenance:
-        return Mended(shard, refusal=f"shard {shard}: {NOT_SIMULATED}")
+    if reason := _reason_against(store_of(url), shard):
+        return Mended(shard, refusal=f"shard {shard}: {reason}")
     proof = _Proof(store_of(url), accept, shard)
     try:
         report = simulate_shard(url, shard, proof.approve)
     except OtherBytesError as error:
         return Mended(shard, refusal=str(error))
     return Mended(shard, report, accepted=proof.accepted)
+
+
+def _reason_against(store: Store, shard: int) -> str | None:
+    """Why a shard is not simulated again, whatever comes of it."""
+    provenance = read_schema(store).provenance
+    if "frames" in provenance:
+        return NOT_SIMULATED
+    if lacking := [name for name in RECORDED if name not in provenance]:
+        return (
+            f"the metadata do not say how it was simulated (no {lacking[0]!r}), so it cannot be "
+            "simulated again; put its files back from a copy of the data set, or write them with "
+            "what wrote them"
+        )
+    paths = (*shard_files(shard).values(), manifest_path(shard))
+    if link := next(filter(None, map(store.link_above, paths)), None):
+        return f"{link} is a link, through which nothing is written; put the folder in its place"
+    return None
 
 
 @dataclass
@@ -255,7 +306,7 @@ def _restore_metadata(store: Store, inventory: Inventory) -> list[str]:
         content = known.get(finding.file)
         if finding.file == PSD_CHUNK:
             content = _psd_again(store, inventory)
-        if content is not None:
+        if content is not None and finding.mendable and not store.link_above(finding.file):
             store.write(finding.file, content)
             restored.append(finding.file)
     return restored
@@ -298,6 +349,8 @@ def summary(report: RepairReport) -> str:
     lines += [f"  found: {finding}" for finding in report.found[:MOST_LINES]]
     if len(report.found) > MOST_LINES:
         lines.append(f"  ... and {len(report.found) - MOST_LINES} more; --json lists all")
+    if report.removed:
+        lines.append(f"  removed, left by a writer that died: {', '.join(report.removed)}")
     if report.metadata:
         lines.append(f"  restored: {', '.join(report.metadata)}")
     if report.shards:

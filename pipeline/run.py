@@ -10,8 +10,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -41,7 +41,7 @@ from pipeline.runlog import RunLog, ShardReport
 from pipeline.simulate import Simulator
 from pipeline.window import map_window
 from storage.dataset import create_dataset, read_psd, read_schema
-from storage.errors import InputError
+from storage.errors import InputError, PeakError
 from storage.local import LocalStore
 from storage.manifest import (
     Manifest,
@@ -55,6 +55,8 @@ from storage.schema import Event, Parameter, Schema
 from storage.urls import Store, store_of
 from storage.writer import write_shard
 
+# What the metadata have to hold so that events can be simulated again.
+RECORDED = ("configuration", "detectors", "versions")
 NULL_STREAM_EVENTS = 2  # the loudest of a shard: 4 ms each
 
 # LALSimulation holds Python's lock: a worker with several threads gains nothing by taking turns.
@@ -155,8 +157,11 @@ def complete(
         done = sum(len(schema.events_of(shard)) for shard in present)
         log = RunLog(store.beside)
         workers = set()
-        with progress_bar(schema.events, "event", done) as bar:
-            reports = on_workers(cluster, store, partial(task, store.address), missing)
+        with (
+            progress_bar(schema.events, "event", done) as bar,
+            nothing_left_half_written(store, cluster),
+            closing(on_workers(cluster, store, partial(task, store.address), missing)) as reports,
+        ):
             for seconds, shard in reports:
                 report.add(shard)
                 report.seconds = seconds
@@ -170,9 +175,29 @@ def complete(
     return report
 
 
+@contextmanager
+def nothing_left_half_written(store: Store, cluster: ClusterConfig) -> Iterator[None]:
+    """Remove what workers on this machine were writing to its disk when all was ended.
+
+    Those of a batch system, or of a scheduler that others started, may be at work still: the next
+    run removes what they leave, as it does in an object store.
+
+    Args:
+        store: The data set, held by this process.
+        cluster: Where the workers were; they have been stopped when the context ends.
+    """
+    try:
+        yield
+    except BaseException:
+        if cluster.kind == "local" and isinstance(store, LocalStore):
+            with suppress(OSError):  # of a disk that may be what failed
+                store.remove_partial_files()
+        raise
+
+
 def on_workers(
     cluster: ClusterConfig, store: Store, task: Callable[[int], Result], shards: Iterable[int]
-) -> Iterator[tuple[float, Result]]:
+) -> Generator[tuple[float, Result], None, None]:
     """Do a task for each of some shards, on Dask; gives the time since the start [s], and results.
 
     Args:
@@ -263,9 +288,11 @@ def simulate_shard(
     with _one_at_a_time, reported() as report:
         simulator, schema = _simulator_of_dataset(url, identity)
         events = as_recoded(simulator.events(schema.events_of(shard)), schema)
-        return report(
-            write_shard(url, schema, shard, events, partial(checks_of, url, shard), approve)
-        )
+        checks = partial(checks_of, url, shard)
+        try:
+            return report(write_shard(url, schema, shard, events, checks, approve))
+        except PeakError as error:
+            raise InputError(f"{error}, or simulate with a lower maximum of network_snr") from None
 
 
 def simulator_of_dataset(url: str) -> tuple[Simulator, Schema]:
@@ -351,7 +378,7 @@ def _require_provenance(schema: Schema, url: str) -> None:
     Raises:
         InputError: It does not say how it was simulated.
     """
-    for name in ("configuration", "detectors", "versions"):
+    for name in RECORDED:
         if name not in schema.provenance:
             raise InputError(
                 f"{url}: its metadata do not say how it was simulated (no {name!r}), so no "

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from storage.errors import naming
+
 LOG = "shards.jsonl"
 
 
@@ -56,5 +58,5 @@ class RunLog:
         """Append what became of a shard."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOG).open("a") as file:
+        with naming(self.folder / LOG), (self.folder / LOG).open("a") as file:
             file.write(json.dumps({"finished": now, **asdict(report)}) + "\n")

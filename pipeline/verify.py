@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.cluster import ClusterConfig
-from pipeline.run import on_workers
+from pipeline.run import RECORDED, on_workers
 from storage.examine import Finding
 from storage.progress import progress_bar
 from storage.schema import shard_files
 from storage.urls import Store, store_of
 from storage.verify import (
+    FOREIGN,
+    LINK,
     Inventory,
     ShardVerdict,
     look_at_lengths,
@@ -38,6 +40,7 @@ class VerifyReport:
         seconds: That it took [s].
         findings: All that is not as it was written.
         notes: What could not be verified, and why.
+        advice: What to do about the findings.
     """
 
     data: str
@@ -48,6 +51,7 @@ class VerifyReport:
     seconds: float = 0.0
     findings: list[Finding] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
     def add(self, seconds: float, verdict: ShardVerdict) -> None:
         """Count a shard in."""
@@ -90,6 +94,7 @@ def verify_dataset(
                     f"{rate:.2f} GB/s, {len(report.findings)} findings", refresh=False
                 )
             bar.update()
+    report.advice = tuple(_advice(report.findings, inventory, store.url))
     return report
 
 
@@ -136,6 +141,30 @@ def summary(report: VerifyReport) -> str:
             f"{looked}: every byte of {report.bytes / 1e9:.3f} GB in {report.seconds:.1f} s "
             f"({rate:.2f} GB/s)"
         )
-    if found:
-        lines.append(f"  `strainflow repair {report.data}` mends shards and metadata")
+    lines += [f"  {sentence}" for sentence in report.advice]
     return "\n".join(lines)
+
+
+def _advice(findings: list[Finding], inventory: Inventory, place: str) -> Iterator[str]:
+    """What to do about findings, a sentence each."""
+    schema = inventory.schema
+    mendable = [item for item in findings if item.mendable]
+    of_shards = any(item.shard is not None for item in mendable)
+    again = f"the same `strainflow {schema.verb}` again writes what is missing"
+    repair = f"`strainflow repair {place}` mends"
+    if inventory.disputed:  # which comes first; the finding says how
+        pass
+    elif schema.verb == "cut" and of_shards:
+        yield f"{again} or damaged; {repair} metadata"
+    elif of_shards and not schema.provenance.keys() >= set(RECORDED):
+        yield (
+            "the metadata do not say how shards were simulated: put those back from a copy; "
+            f"{repair} metadata"
+        )
+    elif mendable:
+        more = f"; {again}" if schema.verb == "recode" and of_shards else ""
+        yield f"{repair} shards and metadata{more}"
+    if any(item.what in (FOREIGN, LINK) for item in findings):
+        yield "what does not belong to it, and links, are yours to move: repair does not"
+    if any(item.what.startswith("cannot be read") and not item.mendable for item in findings):
+        yield "of what may not be read nobody knows more: give yourself the right to read it"

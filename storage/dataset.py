@@ -27,9 +27,11 @@ from storage.manifest import (
 )
 from storage.metadata import dataset_files, group_of, schema_from_metadata, without_settings
 from storage.schema import (
+    GROUP_COPY,
     GROUP_METADATA,
     PSD_CHUNK,
     Schema,
+    is_file_of_ours,
     shard_files,
 )
 from storage.urls import Store, store_of
@@ -74,7 +76,7 @@ def create_dataset(
         )
     if store.exists(GROUP_METADATA):  # of a run that finished no shard
         for name in SHARD_ARRAYS:
-            for path in list(store.files(f"{name}/c")):
+            for path in filter(is_file_of_ours, list(store.files(f"{name}/c"))):
                 store.remove(path)
     elif has_finished_shards(store):
         raise InputError(
@@ -241,17 +243,17 @@ def read_group(url: str | Path | Store) -> dict[str, Any]:
     """
     store = store_of(url)
     (content,) = store.contents([GROUP_METADATA])
-    if content is None:
+    if content is None and not (has_finished_shards(store) and store.exists(GROUP_COPY)):
         raise InputError(
             f"{store.url}: no data set there (no {GROUP_METADATA}); give a folder made by "
             "`strainflow simulate`"
         )
-    if isinstance(content, Unreadable):
+    try:
+        return parse_json(content, store.where(GROUP_METADATA))
+    except DamagedDataError as error:
         raise DamagedDataError(
-            f"{store.where(GROUP_METADATA)}: {content}; `strainflow repair {store.url}` restores "
-            "it from its copy"
-        )
-    return parse_json(content, store.where(GROUP_METADATA))
+            f"{error}; `strainflow repair {store.url}` restores it from its copy"
+        ) from None
 
 
 def _holds_nothing_yet(store: Store) -> bool:

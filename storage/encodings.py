@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Num
 
 from storage.arrays import Array
-from storage.errors import InputError
+from storage.errors import InputError, PeakError
 
 COMPRESSED = "+blosc"
 LOSS_OF_NOISY, LOSS_OF_NOISE_FREE = 1e-3, 1e-4
@@ -129,11 +129,10 @@ class Encoding:
             # The step of int16 may break a promise.
             holds = self.type == "int8" and self.max_snr_loss is None
             wider = "int16" if holds and peak <= ENCODINGS["int16"].limit else "float32"
-            raise InputError(
+            raise PeakError(
                 f"event {event}: its peak of {peak:.4g} sigma does not fit the encoding "
                 f"{self.name}, which holds up to {self.limit:.4g} sigma; name the encoding {wider}"
-                f"{COMPRESSED if self.compressed else ''}, or simulate with a lower maximum of "
-                "network_snr"
+                f"{COMPRESSED if self.compressed else ''}"
             )
         if self.scale_factor is not None:
             return np.rint(strain / self.scale_factor).astype(self.dtype)

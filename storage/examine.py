@@ -10,7 +10,7 @@ from crc32c import crc32c
 
 from storage.arrays import Array
 from storage.documents import parse_json
-from storage.errors import DamagedDataError
+from storage.errors import DamagedDataError, Unreadable, printable
 from storage.manifest import Manifest
 from storage.schema import Event, Schema, shard_files
 from storage.shard import event_key
@@ -29,16 +29,19 @@ class Finding:
         what: What is wrong with it.
         shard: Of which shard it is; None where it is of none.
         events: Those that are damaged by it; none where no event is.
+        mendable: Whether it is for `strainflow repair` to mend; not so what is somebody else's, or
+            may not be read.
     """
 
     file: str
     what: str
     shard: int | None = None
     events: tuple[int, ...] = ()
+    mendable: bool = True
 
     def __str__(self) -> str:
         place = "" if self.shard is None else f" (shard {self.shard}{_numbers(self.events)})"
-        return f"{self.file}: {self.what}{place}"
+        return f"{printable(self.file)}: {self.what}{place}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Examination:
     schema: Schema
     manifest: Manifest
     sound: Mapping[str, bool]
-    unreadable: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[str, Unreadable] = field(default_factory=dict)
 
     def findings(self) -> list[Finding]:
         """One for each damaged file."""
@@ -67,8 +70,8 @@ class Examination:
             if self.sound[path]:
                 continue
             if path in self.unreadable:
-                what = f"cannot be read ({self.unreadable[path]})"
-                found.append(Finding(path, what, shard, self._all))
+                why = self.unreadable[path]
+                found.append(Finding(path, str(why), shard, self._all, not why.forbidden))
                 continue
             length, wanted = self.store.length(path), self.manifest.files[path]["bytes"]
             if length is None:

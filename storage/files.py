@@ -21,7 +21,7 @@ import blake3
 import numpy as np
 
 from storage.arrays import PAGE, aligned_empty, as_bytes
-from storage.errors import InputError
+from storage.errors import InputError, naming
 
 # Bytes that go to the disk at once: whole pages. A thread that has written one waits up to 5 ms for
 # the interpreter before it writes the next; at 8 MB, which a fast disk takes in 3 ms, that was half
@@ -70,12 +70,14 @@ class AtomicFile:
             if self._filled == len(self._piece):
                 if self._pieces is None:
                     self._pieces = _PiecesUnderWay(self._file, self._digest)
-                self._piece, self._filled = self._pieces.take(self._piece), 0
+                with naming(self._path):
+                    self._piece, self._filled = self._pieces.take(self._piece), 0
 
     def digest(self) -> str:
         """BLAKE3 of what was written."""
         if self._pieces is not None:
-            self._pieces.wait()
+            with naming(self._path):
+                self._pieces.wait()
         digest = self._digest.copy()
         digest.update(self._piece[: self._filled])
         return digest.hexdigest()
@@ -85,17 +87,18 @@ class AtomicFile:
         assert self._file is not None, "finished twice"
         descriptor, rest = self._file.fileno(), self._piece[: self._filled]
         start = whole = self.length - len(rest)
-        if self._pieces is not None:
-            self._pieces.wait()
-            whole = self.length // PAGE * PAGE
-            _write_at(descriptor, rest[: whole - start], start)
-            self._end_pieces()
-        _write_at(descriptor, rest[whole - start :], whole)  # no disk takes less than a page
-        os.fsync(descriptor)
-        self._file.close()
-        self._partial.replace(self._path)
-        self._file = None
-        _sync_folder(self._path.parent)
+        with naming(self._path):
+            if self._pieces is not None:
+                self._pieces.wait()
+                whole = self.length // PAGE * PAGE
+                _write_at(descriptor, rest[: whole - start], start)
+                self._end_pieces()
+            _write_at(descriptor, rest[whole - start :], whole)  # no disk takes less than a page
+            os.fsync(descriptor)
+            self._file.close()
+            self._partial.replace(self._path)
+            self._file = None
+            _sync_folder(self._path.parent)
         self._digest.update(rest)
         self._piece, self._filled = memoryview(b""), 0  # its memory comes free
 

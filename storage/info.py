@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.dataset import read_schema
 from storage.errors import MEND, DamagedDataError
 from storage.manifest import first_problem, manifest_path, manifests_or_damage
-from storage.schema import shard_files
+from storage.schema import Source, shard_files
 from storage.urls import store_of
+from storage.verify import take_inventory
 
+RESTORED = "; `strainflow repair {}` restores it"
 MOST_NAMES = 10  # of damaged manifests in words
 
 
@@ -27,6 +28,8 @@ class DatasetInfo:
         finished_events: Events in finished shards.
         shards: Number of shards.
         finished_shards: Shards that have a manifest that can be read.
+        accepted_shards: Those of them that `strainflow repair --accept` wrote with other bytes than
+            had been recorded.
         damaged_manifests: Paths of the others; nothing is known of what those shards hold.
         events_per_shard: Events in a shard.
         encoding: How strain is stored.
@@ -38,7 +41,11 @@ class DatasetInfo:
         sample_rate: [Hz].
         bytes: Of all finished shards.
         bytes_per_event: Of an event's strain, the mean where they are compressed.
-        largest_snr_loss: The largest share of the SNR that the encoding took from one event.
+        largest_snr_loss: The largest share of the SNR that the encoding took from one event; where
+            `recoded_from` names data sets, against the first of them.
+        recoded_from: The data sets that lost something and from which this one was recoded, the one
+            that was read for it first: their encodings, and the largest loss that each certifies
+            against the one before it.
         rejected: Draws thrown away, by reason.
         parameters: Name, unit and prior of each parameter.
         provenance: Configuration, seed, detectors, PSD digest and versions.
@@ -51,6 +58,7 @@ class DatasetInfo:
     finished_events: int
     shards: int
     finished_shards: int
+    accepted_shards: list[int]
     damaged_manifests: list[str]
     events_per_shard: int
     encoding: str
@@ -63,6 +71,7 @@ class DatasetInfo:
     bytes: int
     bytes_per_event: int
     largest_snr_loss: float
+    recoded_from: list[Source]
     rejected: Mapping[str, int]
     checks: Mapping[str, Mapping[str, int]]
     parameters: list[dict[str, str]]
@@ -74,15 +83,22 @@ def describe(url: str | Path) -> DatasetInfo:
 
     Raises:
         InputError: There is no data set of ours.
+        DamagedDataError: Its metadata are lost.
     """
     store = store_of(url)
-    schema = read_schema(store)
-    problems, failed = list[str](), list[str]()
+    inventory = take_inventory(store, listed=False)
+    schema, failed = inventory.schema, list[str]()
+    problems = [
+        f"{store.where(item.file)}: {item.what}"
+        + (RESTORED.format(store.url) if item.mendable else "")
+        for item in inventory.findings
+        if item.shard is None
+    ]
     rejected, passed, done = Counter[str](), Counter[str](), Counter[str]()
     shards = events = total = payloads = 0
     largest = 0.0
     length_of = None
-    damaged, first_damage = list[str](), ""
+    damaged, first_damage, accepted = list[str](), "", list[int]()
     for shard, item in manifests_or_damage(store, schema):  # one at a time: there may be 200,000
         if isinstance(item, DamagedDataError):
             damaged.append(path := manifest_path(shard))
@@ -93,6 +109,7 @@ def describe(url: str | Path) -> DatasetInfo:
             problems.append(problem)
         shards, events, total = shards + 1, events + item.events, total + item.bytes
         payloads += item.files[shard_files(item.shard)["strain"]]["bytes"]
+        accepted += [item.shard] if item.replaced else []
         largest = max(largest, item.largest_snr_loss)
         rejected.update(item.rejected)
         done.update(item.checks.keys())
@@ -107,7 +124,7 @@ def describe(url: str | Path) -> DatasetInfo:
     if missing := schema.shards - shards - len(damaged):
         problems.append(
             f"{missing} of {schema.shards} shards are missing; run the same "
-            "`strainflow simulate` again to complete it"
+            f"`strainflow {schema.verb}` again to complete it"
         )
     return DatasetInfo(
         data=store.url,
@@ -117,6 +134,7 @@ def describe(url: str | Path) -> DatasetInfo:
         finished_events=events,
         shards=schema.shards,
         finished_shards=shards,
+        accepted_shards=accepted,
         damaged_manifests=damaged,
         events_per_shard=schema.events_per_shard,
         encoding=schema.encoding.name,
@@ -131,6 +149,7 @@ def describe(url: str | Path) -> DatasetInfo:
         if schema.encoding.compressed and events
         else schema.event_bytes,
         largest_snr_loss=largest,
+        recoded_from=schema.sources,
         rejected=dict(rejected),
         checks={name: {"shards": done[name], "passed": passed[name]} for name in sorted(done)},
         parameters=[
@@ -174,7 +193,9 @@ def summary(facts: DatasetInfo) -> str:
         f"{'signal and noise' if facts.noisy else 'signals without noise'}",
         f"  encoding    {facts.encoding}{_step(facts)}, {facts.bytes_per_event:,} bytes an event, "
         f"largest SNR loss {facts.largest_snr_loss:.2g}"
-        + (f" of {facts.max_snr_loss:g} promised" if facts.max_snr_loss is not None else ""),
+        + (f" of {facts.max_snr_loss:g} promised" if facts.max_snr_loss is not None else "")
+        + (", against its source" if facts.recoded_from else ""),
+        *([f"  source      {words_on_sources(facts.recoded_from)}"] if facts.recoded_from else []),
         *_words_on_frames(facts.provenance.get("frames")),
         f"  waveform    {', '.join(_settings(waveform))}",
         f"  seed        {facts.provenance.get('seed')}; draws thrown away: {rejected or 'none'}",
@@ -182,6 +203,7 @@ def summary(facts: DatasetInfo) -> str:
             f"  check       {name}: passed in {found['passed']} of {found['shards']} shards"
             for name, found in facts.checks.items()
         ),
+        *_words_on_accepted(facts.accepted_shards),
         f"  versions    {', '.join(f'{name} {number}' for name, number in versions.items())}",
         "  prior",
         *(
@@ -191,6 +213,30 @@ def summary(facts: DatasetInfo) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _words_on_accepted(shards: list[int]) -> list[str]:
+    """Say which shards are not as they were first written."""
+    if not shards:
+        return []
+    names = ", ".join(map(str, shards[:MOST_NAMES])) + (", ..." if len(shards) > MOST_NAMES else "")
+    return [
+        f"  accepted    {len(shards)} shards have other bytes than were first written (`strainflow "
+        f"repair --accept`): {names}"
+    ]
+
+
+def words_on_sources(sources: list[Source]) -> str:
+    """Say from what a data set was recoded, as `recoded from int8 (loss at most 0.0013)`."""
+    return ", itself ".join(
+        f"recoded from {source.encoding} (loss "
+        + (
+            "not recorded)"
+            if source.largest_snr_loss is None
+            else f"at most {source.largest_snr_loss:.2g})"
+        )
+        for source in sources
+    ).replace(", itself recoded from", ", itself from")
 
 
 def _words_on_frames(frames: Mapping[str, Any] | None) -> list[str]:

@@ -8,13 +8,14 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from storage.errors import InputError
+from storage.errors import InputError, naming
 from storage.files import AtomicFile
 from storage.lease import Holder, current_holder, held, refuse_second, watch_silent
 from storage.pagecache import resident_share
-from storage.urls import Store
+from storage.schema import is_partial_of_ours
+from storage.urls import Entry, Store
 
 WRITER = "writer.json"
 # Of network file systems without locks, or with none for folders.
@@ -98,6 +99,35 @@ class LocalStore(Store):
             for name in (*names, *links):
                 yield os.path.normpath(os.path.join(inside, name))
 
+    def entries(self) -> Iterator[Entry]:
+        """All that is there; links are not followed."""
+        folders = [""]
+        while folders:
+            inside, empty = folders.pop(), True
+            try:
+                with os.scandir(self.folder / inside) as found:
+                    for entry in found:
+                        empty, path = False, os.path.join(inside, entry.name)
+                        if entry.is_symlink():
+                            yield Entry(path, "link")
+                        elif entry.is_dir():
+                            folders.append(path)
+                        else:
+                            yield Entry(path)
+            except FileNotFoundError:  # meanwhile
+                continue
+            except OSError as error:
+                yield Entry(inside, "closed folder", str(error.strerror))
+                continue
+            if empty and inside:
+                yield Entry(inside, "empty folder")
+
+    def link_above(self, path: str) -> str | None:
+        """The link through which a path within the folder leads, if there is one."""
+        above = (str(folder) for folder in reversed(PurePosixPath(path).parents))
+        inside = (folder for folder in above if folder != ".")  # the place itself may be a link
+        return next((folder for folder in inside if (self.folder / folder).is_symlink()), None)
+
     def names(self, folder: str) -> Iterator[str]:
         """The names in a folder."""
         try:
@@ -124,17 +154,32 @@ class LocalStore(Store):
 
     def create(self, path: str, contested: bool = False) -> AtomicFile:
         """Begin a file."""
+        self._refuse_links_above(path)
         return AtomicFile(self.folder / path, contested)
 
     def remove(self, path: str) -> None:
         """Remove a file, if it is there."""
+        self._refuse_links_above(path)
         (self.folder / path).unlink(missing_ok=True)
 
-    def remove_partial_files(self) -> None:
-        """Remove what writers that died left behind."""
-        for path in self.folder.rglob("*.partial"):
-            if not path.is_dir() or path.is_symlink():
-                path.unlink(missing_ok=True)
+    def remove_partial_files(self) -> list[str]:
+        """Remove what writers of a data set that died left behind, and nothing else."""
+        left = sorted(filter(is_partial_of_ours, self.files()))
+        for path in left:
+            (self.folder / path).unlink(missing_ok=True)
+        return left
+
+    def _refuse_links_above(self, path: str) -> None:
+        """Let nothing be changed where a link leads to.
+
+        Raises:
+            InputError: The path leads through one.
+        """
+        if link := self.link_above(path):
+            raise InputError(
+                f"{self.where(link)}: is a link, through which nothing is written; put the folder "
+                "itself in its place"
+            )
 
     @contextmanager
     def only_writer(self, inside: bool = False) -> Iterator[None]:
@@ -293,16 +338,24 @@ class _Paper:
     def create(self, content: bytes) -> bool:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self.path.open("xb") as file:
+            with naming(self.path), self.path.open("xb") as file:
                 file.write(content)
         except FileExistsError:
             return False
+        except OSError:  # half a document says nothing
+            self.remove()
+            raise
         return True
 
     def replace(self, content: bytes) -> None:
         new = self.path.with_name(self.path.name + ".new")
-        new.write_bytes(content)
-        new.replace(self.path)
+        try:
+            with naming(self.path):
+                new.write_bytes(content)
+                new.replace(self.path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
 
     def remove(self, once: bool = False) -> None:
         self.path.unlink(missing_ok=True)

@@ -291,7 +291,7 @@ def require_sound(url: str | Path | Store, schema: Schema, growing: bool = False
     if missing and (not growing or not shards):
         raise DamagedDataError(
             f"{store.url}: {missing} of {schema.shards} shards are missing; run the same "
-            "`strainflow simulate` again to complete it"
+            f"`strainflow {schema.verb}` again to complete it"
         )
     return shards
 

@@ -153,7 +153,8 @@ def schema_from_metadata(group: Mapping[str, Any], where: str) -> Schema:
         if isinstance(error, InputError):  # an encoding that is not known
             raise
         raise DamagedDataError(
-            f"{where}: its metadata were altered ({error} is missing or wrong)"
+            f"{where}: its metadata were altered ({error} is missing or wrong); "
+            "`strainflow repair` restores them from their copy"
         ) from None
 
 
@@ -268,6 +269,10 @@ def _refuse_provenance(schema: Schema) -> None:
             _positive(encoding.scale_factor, float)
         if encoding.max_snr_loss is not None:
             _number(encoding.max_snr_loss)
+
+    for source in schema.sources:
+        if source.largest_snr_loss is not None:
+            _number(source.largest_snr_loss)
 
 
 def _refuse_frames(schema: Schema) -> None:

@@ -154,10 +154,11 @@ class ObjectStore(Store):
         except FileNotFoundError:
             pass
 
-    def remove_partial_files(self) -> None:
+    def remove_partial_files(self) -> list[str]:
         """Abort the uploads that were not completed: no objects, but they take room."""
         if self._is_s3:
             abort_uploads(self)
+        return []
 
     def only_writer(self) -> AbstractContextManager[None]:
         """Hold the place by an object beside it."""

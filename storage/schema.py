@@ -1,5 +1,6 @@
 """What a data set is: the facts that every shard shares, and where its files lie."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,38 @@ GROUP_METADATA = "zarr.json"
 PSD_CHUNK = "psd/c/0/0"
 MANIFEST_FOLDER = "manifest"
 GROUP_COPY = "manifest/dataset.json"  # the same bytes as the group's metadata, to mend them with
+
+
+# The paths that a file of any data set may have, and those of the folders that they lie in.
+_NUMBER = "(0|[1-9][0-9]{0,17})"
+_FILE = re.compile(
+    rf"((strain|parameters|optimal_snr|psd|{MANIFEST_FOLDER})/)?{GROUP_METADATA}|{PSD_CHUNK}"
+    rf"|{GROUP_COPY}|{MANIFEST_FOLDER}/([0-9]{{6}}|[1-9][0-9]{{6,17}})\.json"
+    rf"|strain/c/{_NUMBER}/0/0|(parameters|optimal_snr)/c/{_NUMBER}/0"
+)
+_FOLDER = re.compile(
+    rf"(strain|parameters|optimal_snr|psd)(/c)?|{MANIFEST_FOLDER}|psd/c/0"
+    rf"|strain/c/{_NUMBER}(/0)?|(parameters|optimal_snr)/c/{_NUMBER}"
+)
+_PARTIAL = re.compile(r"(.+?)(\.[0-9A-Za-z_-]+)?\.partial")
+
+
+def is_partial_of_ours(path: str) -> bool:
+    """Whether a path is `NAME.partial` or `NAME.TOKEN.partial` of a file of a data set."""
+    match = _PARTIAL.fullmatch(path)
+    return match is not None and any(
+        map(_FILE.fullmatch, (match[1], f"{match[1]}{match[2] or ''}"))
+    )
+
+
+def is_folder_of_ours(path: str) -> bool:
+    """Whether a path is that of a folder in which files of a data set lie, or will."""
+    return _FOLDER.fullmatch(path) is not None
+
+
+def is_file_of_ours(path: str) -> bool:
+    """Whether a path is that of a file of a data set, with however many shards."""
+    return _FILE.fullmatch(path) is not None
 
 
 @dataclass(frozen=True)
@@ -38,6 +71,20 @@ class Parameter:
     def fixed(self) -> bool:
         """Whether every event has the same value."""
         return self.minimum is not None and self.minimum == self.maximum
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that lost something, and from which another one was recoded.
+
+    Attributes:
+        encoding: Name of its encoding.
+        largest_snr_loss: The largest loss that it certifies, against what it was made from itself;
+            None where that was not recorded.
+    """
+
+    encoding: str
+    largest_snr_loss: float | None
 
 
 @dataclass(frozen=True)
@@ -91,6 +138,17 @@ class Schema:
         return tuple(parameter.name for parameter in self.parameters)
 
     @property
+    def verb(self) -> str:
+        """The verb of ours that writes what is missing of it, called as it was for the rest.
+
+        That is `simulate` or `cut` also where it was recoded from what had lost nothing: they give
+        the same bytes.
+        """
+        if "recoded_from" in self.provenance:
+            return "recode"
+        return "cut" if "frames" in self.provenance else "simulate"
+
+    @property
     def encodings_before(self) -> list[Encoding]:
         """Of the data sets from which this one was recoded and that lost something, in order."""
         before = self.provenance.get("recoded_from")
@@ -99,6 +157,17 @@ class Schema:
             chain.append(Encoding(**before["encoding"]))
             before = before.get("recoded_from")
         return chain[::-1]
+
+    @property
+    def sources(self) -> list[Source]:
+        """The same data sets, and what they lost; the one that was read for this one first."""
+        before = self.provenance.get("recoded_from")
+        chain = []
+        while before is not None:
+            name = Encoding(**before["encoding"]).name
+            chain.append(Source(name, before.get("largest_snr_loss")))
+            before = before.get("recoded_from")
+        return chain
 
     def moment_of(self, event: int) -> Mapping[str, Any]:
         """How an event that was cut out of frames is counted here; empty where it was simulated.

@@ -8,10 +8,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from storage.errors import UNREADABLE, InputError, Unreadable
+from storage.errors import FORBIDDEN, UNREADABLE, InputError, Unreadable
 
 
 class OutputFile(Protocol):
@@ -58,6 +59,21 @@ class InputFile(Protocol):
         """Close it."""
 
 
+@dataclass(frozen=True)
+class Entry:
+    """Something below a place.
+
+    Attributes:
+        path: Within it.
+        kind: What it is; folders are listed by what is in them, so only these two kinds are told.
+        why: What the system says of a folder that cannot be looked into.
+    """
+
+    path: str
+    kind: Literal["file", "link", "empty folder", "closed folder"] = "file"
+    why: str = ""
+
+
 class Store(ABC):
     """Files below one URL, by their paths within it.
 
@@ -88,23 +104,30 @@ class Store(ABC):
     def read_each(self, paths: Sequence[str]) -> Iterator[bytes | None]:
         """Read small files one after the other, in order; None where one is not there."""
 
-    def contents(self, paths: Sequence[str]) -> Iterator[bytes | Unreadable | None]:
-        """As `read_each`; but what the disk cannot read is told, and does not stop the others."""
-        done = 0
+    def contents(
+        self, paths: Sequence[str], forbidden: bool = False
+    ) -> Iterator[bytes | Unreadable | None]:
+        """As `read_each`; but what the disk cannot read is told, and does not stop the others.
+
+        Args:
+            paths: Of the files.
+            forbidden: Whether that goes also for files that this user has no right to read.
+        """
+        told, done = (*UNREADABLE, *(FORBIDDEN if forbidden else ())), 0
         try:
             for content in self.read_each(paths):
                 done += 1
                 yield content
         except OSError as error:
-            if error.errno not in UNREADABLE:
+            if error.errno not in told:
                 raise
         for path in paths[done:]:  # by itself, since many may have been asked for at once
             try:
                 yield next(iter(self.read_each([path])))
             except OSError as error:
-                if error.errno not in UNREADABLE:
+                if error.errno not in told:
                     raise
-                yield Unreadable(str(error.strerror))
+                yield Unreadable.of(error)
 
     @abstractmethod
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
@@ -121,6 +144,14 @@ class Store(ABC):
     @abstractmethod
     def files(self, folder: str = "") -> Iterator[str]:
         """The paths of all files below a folder, in no order."""
+
+    def entries(self) -> Iterator[Entry]:
+        """All that is there, in no order; links are not followed."""
+        yield from map(Entry, self.files())
+
+    def link_above(self, path: str) -> str | None:
+        """The link through which a path within the place leads, if there is one."""
+        return None
 
     @abstractmethod
     def names(self, folder: str) -> Iterator[str]:
@@ -156,8 +187,12 @@ class Store(ABC):
         """Remove a file, if it is there."""
 
     @abstractmethod
-    def remove_partial_files(self) -> None:
-        """Remove what writers that died left behind. Only while nothing else writes."""
+    def remove_partial_files(self) -> list[str]:
+        """Remove what writers that died left behind. Only while nothing else writes.
+
+        Returns:
+            The files that are gone; uploads that were aborted are none.
+        """
 
     @abstractmethod
     def only_writer(self) -> AbstractContextManager[None]:

@@ -1,9 +1,12 @@
 """The command line: what is wrong is answered in one sentence, and nothing is written."""
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -242,6 +245,7 @@ def test_an_event_that_does_not_fit_is_named(here, capfd):
     last = errors.splitlines()[-1]
     assert last.startswith("strainflow simulate: event 0: its peak of ")
     assert "does not fit the encoding int8" in last
+    assert last.endswith(", or simulate with a lower maximum of network_snr")
     left = {str(path.relative_to(here / "x.zarr")) for path in here.rglob("*") if path.is_file()}
     assert {name for name in left if not name.endswith("zarr.json")} == {
         "psd/c/0/0",
@@ -316,14 +320,28 @@ NO_JSON_OF_OURS = (b"{", b"[]", b"3", b"\xff\xfe", b"")
 
 @pytest.mark.parametrize("content", NO_JSON_OF_OURS)
 def test_metadata_that_were_altered_are_damage_in_one_sentence(refusal, damageable, content):
-    (damageable / "zarr.json").write_bytes(content)
+    for name in ("zarr.json", "manifest/dataset.json"):
+        (damageable / name).write_bytes(content)
     assert "zarr.json" in refusal("info", "x.zarr", code=strainflow.ANSWER_IS_NO)
+    said = refusal("recode", "x.zarr", "--out=y.zarr", code=strainflow.ANSWER_IS_NO)
+    assert "altered" in said
 
 
 def test_metadata_that_lack_something_are_damage_in_one_sentence(refusal, damageable):
     content = b'{"attributes": {"strainflow": {"format_version": 1}}}'
     (damageable / "zarr.json").write_bytes(content)
-    assert "altered" in refusal("info", "x.zarr", code=strainflow.ANSWER_IS_NO)
+    said = refusal("recode", "x.zarr", "--out=y.zarr", code=strainflow.ANSWER_IS_NO)
+    assert "altered" in said
+    assert said.endswith("`strainflow repair` restores them from their copy")
+
+
+def test_a_set_whose_metadata_are_missing_is_damage_that_repair_mends_and_no_wrong_call(
+    refusal, damageable
+):
+    (damageable / "zarr.json").unlink()
+    said = refusal("recode", "x.zarr", "--out=y.zarr", code=strainflow.ANSWER_IS_NO)
+    mend = "`strainflow repair x.zarr` restores it from its copy"
+    assert said == f"strainflow recode: x.zarr/zarr.json: is missing; {mend}"
 
 
 @pytest.mark.parametrize("content", [*NO_JSON_OF_OURS, b"{}"])
@@ -423,3 +441,94 @@ def test_an_interrupted_verb_says_whether_it_goes_on(verb, capsys, monkeypatch):
     goes_on = verb in ("simulate", "repair", "recode", "cut", "train", "sample", "reweight")
     end = "what is finished stays, run it again to go on" if goes_on else "run it again from the"
     assert f"strainflow {verb}: interrupted; {end}" in capsys.readouterr().err
+
+
+def stopped_by(*signals):
+    """A verb to which signals come while it works."""
+
+    def work(*_):
+        def stopped():
+            for number in signals:
+                os.kill(os.getpid(), number)
+            time.sleep(5)
+            return strainflow.DONE
+
+        return stopped
+
+    return work
+
+
+@pytest.mark.parametrize("verb", strainflow.SIGTERM_INTERRUPTS)
+def test_sigterm_ends_a_verb_as_ctrl_c_does_but_for_the_code(verb, capsys, monkeypatch):
+    monkeypatch.setattr(strainflow, "_parse", stopped_by(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert strainflow.main([verb]) == strainflow.TERMINATED == 143
+    assert f"strainflow {verb}: interrupted; " in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_sigterm_does_not_end_what_the_first_began(capsys, monkeypatch):
+    def work(*_):
+        def stopped():
+            try:
+                stopped_by(signal.SIGTERM)()()
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                print("cleaned up")
+
+        return stopped
+
+    monkeypatch.setattr(strainflow, "_parse", work)
+    assert strainflow.main(["simulate"]) == 143
+    assert capsys.readouterr().out == "cleaned up\n"
+
+
+def test_training_looks_after_sigterm_itself(monkeypatch):
+    found = []
+    answer = lambda *_: lambda: found.append(signal.getsignal(signal.SIGTERM)) or 0  # noqa: E731
+    monkeypatch.setattr(strainflow, "_parse", answer)
+    for verb in ("train", "simulate"):
+        assert strainflow.main([verb]) == 0
+    assert found[0] == signal.SIG_DFL != found[1]
+
+
+def failing(error):
+    """A verb that ends with an error."""
+
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["simulate", "--events=8", "--out", "x.zarr"], "x.zarr"),
+        (["recode", "y.zarr", "--out=x.zarr"], "x.zarr"),
+        (["repair", "--accept", "x.zarr"], "x.zarr"),
+        (["simulate"], "the disk"),
+    ],
+)
+def test_a_full_disk_is_a_place_and_advice_and_no_number(capsys, monkeypatch, words, place, code):
+    for name in (None, "x.zarr/strain/c/0/0/0"):
+        error = OSError(code, os.strerror(code), name)
+        monkeypatch.setattr(strainflow, "_parse", failing(error))
+        assert strainflow.main(words) == strainflow.WRONG_CALL
+        advice = "; make room, what is finished stays, run it again to go on"
+        end = "" if code == errno.EROFS else advice
+        said = f"strainflow {words[0]}: {name or place}: {os.strerror(code)}{end}\n"
+        assert capsys.readouterr().err == said
+
+
+def test_info_of_a_folder_that_may_not_be_read_names_the_folder(capsys, monkeypatch):
+    def closed(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    assert strainflow.main(["info", "x.zarr"]) == strainflow.WRONG_CALL
+    assert capsys.readouterr().err == (
+        "strainflow info: x.zarr: cannot be read (Permission denied); give yourself the right to "
+        "read the folder\n"
+    )

@@ -167,7 +167,6 @@ def of_damage(here, name, content):
         (("repair", "x.zarr", "--acept"), 2, "accept", None),
         (("verify", "x.zarr", "--cluster.kind=cloud"), 2, "cluster.kind: got 'cloud'", None),
         (("recode", "x.zarr", "--out=y"), 1, "manifest/000001.json", ("manifest/000001.json", b"")),
-        (("info", "x.zarr"), 1, "zarr.json", ("zarr.json", b"")),
         (("recode", "x.zarr", "--out=y"), 1, "has 0 bytes", ("strain/c/0/0/0", b"")),
     ],
 )
@@ -183,6 +182,17 @@ def test_what_cannot_be_done_is_one_sentence_and_nothing_is_written(
     assert sentence.startswith(f"strainflow {words[0]}: ")
     assert part in sentence
     assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+
+
+def test_info_tells_what_a_set_is_whose_metadata_were_altered_and_what_restores_them(call, here):
+    of_damage(here, "zarr.json", b"")
+    code, text, complaints = call("info", "x.zarr")
+    assert (code, complaints) == (strainflow.ANSWER_IS_NO, [])
+    assert text.startswith(
+        "x.zarr: NOT COMPLETE\n  problem: x.zarr/zarr.json: is not as it was written; `strainflow "
+        "repair x.zarr` restores it\n"
+    )
+    assert "3 of 3 in 2 of 2 shards" in text
 
 
 @pytest.mark.parametrize("verb", ["verify", "repair"])

@@ -185,9 +185,9 @@ class CachedStore(Store):
         """Remove a file from the other store."""
         self.store.remove(path)
 
-    def remove_partial_files(self) -> None:
+    def remove_partial_files(self) -> list[str]:
         """Remove what writers that died left in the other store."""
-        self.store.remove_partial_files()
+        return self.store.remove_partial_files()
 
     def only_writer(self) -> AbstractContextManager[None]:
         """Hold the other store against a second run."""

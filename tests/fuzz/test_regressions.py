@@ -73,6 +73,7 @@ OURS = ("attributes", "strainflow")
         ([*OURS, "configuration", "waveform"], "x"),
         ([*OURS, "versions"], []),
         ([*OURS, "recoded_from"], {"encoding": {"type": 1}}),
+        ([*OURS, "recoded_from"], {"encoding": {"type": "float16"}, "largest_snr_loss": "0.1"}),
         ([*OURS, "max_snr_loss"], "0.5"),
         ([*OURS, "events"], 10**15),
         ([*OURS, "events_per_shard"], 10**15),

@@ -52,6 +52,10 @@ SETS = {
     "int8": {"encoding": "int8"},
     "int16+blosc": {"encoding": "int16+blosc", "scale_factor": 0.140625, "max_snr_loss": 1e-3},
     "float16+blosc": {"encoding": "float16+blosc", "max_snr_loss": 1e-4, "noisy": False},
+    "float32+blosc": {"encoding": "float32+blosc"},
+    "float16": {"encoding": "float16", "noisy": False},
+    "int16": {"encoding": "int16"},
+    "int8+blosc": {"encoding": "int8+blosc", "scale_factor": 0.140625, "max_snr_loss": 1e-3},
 }
 
 

@@ -13,19 +13,23 @@ import pytest
 
 import storage
 import strainflow
+from pipeline.cluster import ClusterConfig
 from pipeline.recode import RecodeConfig, recode_dataset
 from pipeline.repair import repair_dataset
 from pipeline.run import describe_dataset, simulate_dataset, simulate_shard
 from pipeline.simulate import Simulator
 from pipeline.verify import verify_dataset
 from storage.dataset import create_dataset, read_schema
+from storage.documents import canonical_json
 from storage.errors import DamagedDataError, InputError
+from storage.info import describe, summary, words_on_sources
 from storage.manifest import finished_shards, read_manifests
-from storage.schema import shard_files
+from storage.schema import Source, shard_files
 from storage.writer import write_shard
 
 EVENTS, PER_SHARD = 12, 8
 NOISE_FREE = "--noise=none"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def slow(*values):
@@ -242,6 +246,46 @@ def test_a_shard_of_what_was_recoded_is_repaired_bit_for_bit(
     assert verify_dataset(folder, running_cluster).findings == []
 
 
+def test_what_the_sources_of_a_set_have_lost_is_recorded_and_told(recode, command, tmp_path):
+    source = GOLDEN / "int16+blosc"
+    middle, report = recode(source, "middle.zarr", encoding="int8+blosc")
+    first, second = certified_losses(source)[0], certified_losses(middle)[0]
+    assert report.largest_snr_loss == second != first > 0
+    assert report.recoded_from == [Source("int16+blosc", first)]
+    code, said, _ = command(middle, tmp_path / "x.zarr", "--encoding=float32")
+    assert code == strainflow.DONE
+    words = (
+        f"recoded from int8+blosc (loss at most {second:.2g}), "
+        f"itself from int16+blosc (loss at most {first:.2g})"
+    )
+    last = f"x.zarr: float32, largest SNR loss 0 against its source, {words}"
+    assert said.splitlines()[-1].endswith(last)
+    facts = describe(tmp_path / "x.zarr")
+    assert facts.recoded_from == [Source("int8+blosc", second), Source("int16+blosc", first)]
+    assert f"largest SNR loss 0, against its source\n  source      {words}\n" in summary(facts)
+    code, said, _ = command(GOLDEN / "float32", tmp_path / "y.zarr", "--encoding=int8")
+    assert said.splitlines()[-1].endswith("against its source, which had lost nothing")
+    assert "\n  source" not in summary(describe(tmp_path / "y.zarr"))
+
+
+def test_a_set_that_was_recoded_before_losses_were_recorded_says_that(recode):
+    folder, _ = recode(GOLDEN / "int8", encoding="int16")
+    schema = read_schema(folder)
+    provenance = json.loads(json.dumps(dict(schema.provenance)))
+    del provenance["recoded_from"]["largest_snr_loss"]
+    old = replace(schema, provenance=provenance)
+    assert words_on_sources(old.sources) == "recoded from int8 (loss not recorded)"
+
+
+def test_a_source_whose_manifest_was_altered_tells_no_loss(recode, tmp_path):
+    source = Path(shutil.copytree(GOLDEN / "int8", tmp_path / "source.zarr"))
+    path = source / "manifest/000001.json"
+    path.write_bytes(re.sub(rb'("largest_snr_loss": 0.0)', rb"\g<1>0", path.read_bytes()))
+    with pytest.raises(DamagedDataError, match="000001.json: is not as it was written"):
+        recode(source, encoding="int16")
+    assert not (tmp_path / "recoded.zarr").exists()
+
+
 @pytest.mark.parametrize(
     ("noise", "first", "chain"),
     [
@@ -278,6 +322,23 @@ def test_a_rerun_recodes_only_what_is_missing(of_int16, recode):
     assert digests(folder) == expected
     again = {path for path, time in written.items() if path.stat().st_mtime_ns != time}
     assert again == {folder / name for name in (*shard_files(1).values(), "manifest/000001.json")}
+
+
+def test_verify_of_a_recoded_set_that_is_not_finished_names_recode(recode):
+    folder, _ = recode(GOLDEN / "int8", encoding="int16")
+    (folder / "manifest/000001.json").unlink()
+    report = verify_dataset(folder, ClusterConfig())
+    assert "put those back from a copy" in report.advice[0]  # of golden sets nobody knows more
+    rewrite = json.loads((folder / "zarr.json").read_text())
+    ours = rewrite["attributes"]["strainflow"]
+    ours |= {"detectors": [], "versions": {}}
+    for path in folder.glob("manifest/0*.json"):
+        path.unlink()
+    for name in ("zarr.json", "manifest/dataset.json"):
+        (folder / name).write_bytes(canonical_json(rewrite))
+    report = verify_dataset(folder, ClusterConfig())
+    again = "the same `strainflow recode` again writes what is missing"
+    assert report.advice == (f"`strainflow repair {folder}` mends shards and metadata; {again}",)
 
 
 def test_another_encoding_in_the_same_place_is_refused(of_int16, recode):
@@ -369,8 +430,6 @@ def test_a_shard_of_another_data_set_is_no_source(simulate, recode, et_bbh, runn
 
 
 # Of other writers, who need not say where the data come from
-
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_a_set_that_does_not_say_how_it_was_simulated_is_recoded_into_a_named_encoding(

@@ -1,5 +1,6 @@
 """The way back from damage, on full-size noisy events of et-bbh: the same bytes, or a refusal."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -16,11 +17,12 @@ from crashes import run_until_system_call, system_calls
 from permitted import skipped_where_not_permitted
 
 import strainflow
+from pipeline.cluster import ClusterConfig
 from pipeline.repair import _Proof, repair_dataset
 from pipeline.run import checks_of, simulate_dataset, simulator_of_dataset
 from pipeline.verify import verify_dataset
 from storage.dataset import read_schema
-from storage.documents import parse_json
+from storage.documents import canonical_json, parse_json
 from storage.errors import DamagedDataError, InputError
 from storage.info import describe
 from storage.local import LocalStore
@@ -29,6 +31,7 @@ from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK, shard_files
 from storage.writer import write_shard
 
 EVENTS, PER_SHARD = 20, 8
+GOLDEN = Path(__file__).parents[1] / "golden"
 SHARDS = 3
 SIZES = (f"--events={EVENTS}", f"--events_per_shard={PER_SHARD}", "--encoding=null")
 CHILDREN = [
@@ -318,6 +321,22 @@ def test_metadata_lost_with_their_copy_are_what_simulate_restores(
     assert changed(expected, digests(folder)) == []
 
 
+@pytest.mark.parametrize("name", [GROUP_METADATA, GROUP_COPY])
+def test_of_two_metadata_that_nothing_proves_a_repair_overwrites_neither(folder, command, name):
+    for path in folder.glob("manifest/0*.json"):
+        path.unlink()
+    document = parse_json((folder / name).read_bytes(), "")
+    document["attributes"]["strainflow"]["seed"] = 8
+    (folder / name).write_bytes(canonical_json(document))
+    before = digests(folder)
+    assert command("repair") == (strainflow.ANSWER_IS_NO, "")
+    assert digests(folder) == before
+    code, said = command("verify")
+    assert code == strainflow.ANSWER_IS_NO
+    assert "zarr.json: differs from its copy manifest/dataset.json, and no finished shard" in said
+    assert "strainflow repair" not in said
+
+
 def test_a_psd_whose_file_is_gone_stays_lost_and_that_is_said(
     et_bbh, running_cluster, tmp_path, folder, command
 ):
@@ -344,14 +363,104 @@ def test_a_psd_whose_file_is_gone_stays_lost_and_that_is_said(
 
 def test_what_cannot_be_simulated_again_is_one_sentence_and_the_rest_is_restored(folder, command):
     shutil.rmtree(folder)
-    shutil.copytree(Path(__file__).parents[1] / "golden/float32", folder)  # says not by whom
+    shutil.copytree(GOLDEN / "float32", folder)  # says not by whom
     (folder / CHILDREN[1]).unlink()
     flip(folder / PSD_CHUNK, 9)
     code, said = command("repair")
     assert (code, said.count("remains: ")) == (strainflow.ANSWER_IS_NO, 1)
     assert f"remains: {PSD_CHUNK}: is not as it was written" in said
     flip(folder / "strain/c/1/0/0", 5000)
-    assert command("repair") == (strainflow.WRONG_CALL, "")
+    code, said = command("repair")
+    assert code == strainflow.ANSWER_IS_NO
+    assert (
+        "\n  found: strain/c/1/0/0: the strain of 1 events is damaged (shard 1, event 2)\n" in said
+    )
+    refusal = (
+        "refused: shard 1: the metadata do not say how it was simulated (no 'detectors'), so it"
+    )
+    assert refusal in said
+    assert "--encoding" not in said
+
+
+def test_a_repair_writes_through_no_link_and_mends_what_is_not_behind_one(
+    folder, command, tmp_path, expected
+):
+    (folder / "strain/c/1").rename(tmp_path / "elsewhere")
+    (folder / "strain/c/1").symlink_to(tmp_path / "elsewhere")
+    flip(tmp_path / "elsewhere/0/0", 100_000)
+    flip(folder / "strain/c/0/0/0", 100_000)
+    before = digests(tmp_path / "elsewhere")
+    code, said = command("repair")
+    assert code == strainflow.ANSWER_IS_NO
+    assert "\n  simulated again: shards 0\n" in said
+    assert "refused: shard 1: strain/c/1 is a link, through which nothing is written" in said
+    assert "\n  remains: strain/c/1: is a link\n" in said
+    assert digests(tmp_path / "elsewhere") == before
+    assert (folder / "strain/c/1").is_symlink()
+    (folder / "strain/c/1").unlink()
+    assert command("repair")[0] == strainflow.DONE
+    assert changed(expected, digests(folder)) == []
+
+
+def test_a_repair_restores_no_metadata_through_a_link(folder, command, tmp_path):
+    (folder / "psd").rename(tmp_path / "elsewhere")
+    (folder / "psd").symlink_to(tmp_path / "elsewhere")
+    flip(tmp_path / "elsewhere/c/0/0", 100)
+    before = digests(tmp_path / "elsewhere")
+    code, said = command("repair")
+    assert code == strainflow.ANSWER_IS_NO
+    assert "remains: psd/c/0/0: is not as it was written" in said
+    assert digests(tmp_path / "elsewhere") == before
+
+
+def test_a_repair_removes_partial_files_of_ours_alone_and_says_which(folder, command, expected):
+    ours = ["strain/c/1/0/0.0123456789ab.partial", "zarr.json.partial"]
+    for name in (*ours, "my-download.partial"):
+        (folder / name).touch()
+    code, said = command("repair")
+    assert code == strainflow.ANSWER_IS_NO
+    assert f"\n  removed, left by a writer that died: {', '.join(ours)}\n" in said
+    assert changed(expected, digests(folder)) == ["my-download.partial"]
+    assert "left by a writer" not in command("repair")[1]
+
+
+def test_a_repair_leaves_a_shard_alone_that_may_not_be_read(tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(GOLDEN / "int8", tmp_path / "x.zarr"))
+    before, open_once = digests(folder), LocalStore.open_once
+
+    def open_or_not(store, name):
+        if name == "strain/c/1/0/0":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return open_once(store, name)
+
+    monkeypatch.setattr(LocalStore, "open_once", open_or_not)
+    report = repair_dataset(folder, ClusterConfig(), accept=True)
+    (finding,) = report.remaining
+    assert (finding.file, finding.what) == ("strain/c/1/0/0", "cannot be read (Permission denied)")
+    assert report.refused[1].endswith("give yourself the right to read it")
+    assert digests(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "last"),
+    [
+        (lambda at: (at / "notes.txt").touch(), "are yours to move: repair does not"),
+        (lambda at: (at / "strain/zarr.json").unlink(), "mends shards and metadata"),
+        (
+            lambda at: flip(at / "strain/c/1/0/0", 5000),
+            "put those back from a copy; `strainflow repair x.zarr` mends metadata",
+        ),
+    ],
+)
+def test_verify_advises_repair_only_for_what_repair_mends(
+    tmp_path, monkeypatch, capsys, damage, last
+):
+    monkeypatch.chdir(tmp_path)
+    damage(Path(shutil.copytree(GOLDEN / "int8", "x.zarr")))
+    assert strainflow.main(["verify", "x.zarr"]) == strainflow.ANSWER_IS_NO
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1].endswith(last)
+    assert ("strainflow repair" in said) == ("mends" in last)
 
 
 def test_foreign_files_stay_and_are_named_with_exit_code_1(folder, command, expected):

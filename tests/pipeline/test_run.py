@@ -3,6 +3,7 @@
 Each test shares the data sets made here once: 64 full-size noisy events of et-bbh with seed 7.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -17,10 +18,18 @@ import numpy as np
 import pytest
 
 import storage
-from pipeline.run import describe_dataset, simulate_dataset, simulate_shard
+from pipeline.cluster import ClusterConfig
+from pipeline.run import (
+    describe_dataset,
+    nothing_left_half_written,
+    simulate_dataset,
+    simulate_shard,
+)
+from pipeline.runlog import LOG, RunLog, ShardReport
 from pipeline.simulate import Simulator, simulate_event
 from storage.dataset import create_dataset, read_schema
 from storage.errors import InputError
+from storage.local import LocalStore
 from storage.manifest import read_manifests
 
 EVENTS = 64
@@ -220,6 +229,57 @@ def test_an_interrupted_run_says_so_and_keeps_what_is_finished(folders, by_one_w
     assert "interrupted; what is finished stays" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     finished = [name for name in digests(out) if name.startswith("manifest/0")]
+    assert finished
+    assert not set(finished) & set(differing(out, by_one_worker))
+
+
+PARTIAL = "strain/c/0/0/0.0123456789ab.partial"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+@pytest.mark.parametrize("kind", ["local", "address"])
+def test_what_workers_here_were_writing_is_removed_and_what_others_may_write_is_not(
+    tmp_path, kind, error
+):
+    (tmp_path / PARTIAL).parent.mkdir(parents=True)
+    (tmp_path / PARTIAL).touch()
+    cluster = ClusterConfig(kind=kind, address=None if kind == "local" else "tcp://host:8786")
+    with pytest.raises(type(error)), nothing_left_half_written(LocalStore(tmp_path), cluster):
+        raise error
+    assert (tmp_path / PARTIAL).exists() == (kind == "address")
+
+
+def test_a_log_that_a_full_disk_does_not_take_is_named(tmp_path):
+    (tmp_path / LOG).symlink_to("/dev/full")
+    report = ShardReport(0, 1, 1, {}, (), 0.1, 0.1, "0", "here", 1)
+    with pytest.raises(OSError, match="No space left") as told:
+        RunLog(tmp_path).add(report)
+    assert told.value.filename == str(tmp_path / LOG)
+
+
+@pytest.mark.parametrize("to_workers_too", [False, True])
+def test_a_run_that_sigterm_ends_keeps_what_is_finished_and_leaves_nothing_else(
+    folders, by_one_worker, to_workers_too
+):
+    """As `timeout` sends it, or a batch system to all processes of a job."""
+    out = folders / f"terminated-{to_workers_too}.zarr"
+    run = start_run(out, "--cluster.workers=1")
+    try:
+        wait_for("manifest/0*.json", out, run)
+        wait_for("strain/c/*/0/0.*.partial", out, run)
+        (os.killpg if to_workers_too else os.kill)(run.pid, signal.SIGTERM)
+        _, errors = run.communicate(timeout=PATIENCE)
+    finally:
+        run.kill()
+    assert run.returncode == 143, errors
+    assert errors.splitlines()[-1] == (
+        "strainflow simulate: interrupted; what is finished stays, run it again to go on"
+    )
+    assert "Traceback" not in errors
+    left = digests(out)
+    assert not [name for name in left if name.endswith(".partial")]
+    assert not (out.with_name(out.name + ".log") / "writer.json").exists()
+    finished = [name for name in left if name.startswith("manifest/0")]
     assert finished
     assert not set(finished) & set(differing(out, by_one_worker))
 

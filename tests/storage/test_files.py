@@ -160,9 +160,9 @@ def test_a_piece_that_cannot_be_written_is_told_and_the_file_never_gets_its_name
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, file._file.fileno())
     os.close(full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/x'"):
         file.write(bytes(20 * PIECE))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/x'"):
         file.finish()
     file.discard()
     assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ import strainflow
 from storage import open_dataset
 from storage.dataset import read_optimal_snr, read_parameters, read_psd, read_schema
 from storage.documents import canonical_json, sealed_json
+from storage.encodings import ENCODINGS
 from storage.errors import InputError
 from storage.info import describe
 from storage.manifest import read_manifests, require_complete
@@ -97,6 +98,8 @@ def copy(tmp_path):
 
 def test_the_golden_sets_are_of_every_kind():
     schemas = [read_schema(GOLDEN / name) for name in SETS]
+    assert {schema.encoding.name for schema in schemas} == set(ENCODINGS)
+    assert len(ENCODINGS) == 8
     assert {schema.encoding.dtype.name for schema in schemas} == {
         "float32",
         "float16",

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,8 @@ from storage.dataset import SHARD_ARRAYS
 from storage.encodings import ENCODINGS, Encoding
 from storage.errors import MEND, DamagedDataError, InputError
 from storage.info import describe, summary
-from storage.manifest import read_manifests
+from storage.manifest import read_manifests, require_complete
+from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK
 from storage.writer import write_shard
 
 
@@ -150,8 +152,54 @@ def test_a_manifest_that_the_disk_cannot_read_is_a_damaged_one(filled, monkeypat
 
 def test_metadata_that_the_disk_cannot_read_are_damage_that_is_named(filled, monkeypatch):
     on_a_bad_sector(monkeypatch, filled.folder / "zarr.json")
-    with pytest.raises(DamagedDataError, match="zarr.json: cannot be read .*`strainflow repair"):
+    (problem,) = describe(filled.folder).problems
+    assert re.search("zarr.json: cannot be read .*`strainflow repair", problem)
+
+
+@pytest.mark.parametrize(
+    "name", [GROUP_METADATA, GROUP_COPY, PSD_CHUNK, "strain/zarr.json", "manifest/zarr.json"]
+)
+def test_metadata_that_are_missing_or_altered_are_a_problem_that_repair_mends(filled, name):
+    path, mends = filled.folder / name, f"; `strainflow repair {filled.folder}` restores it"
+    path.write_bytes(path.read_bytes()[:-1])
+    facts = describe(filled.folder)
+    assert facts.problems == [f"{path}: is not as it was written{mends}"]
+    path.unlink()
+    facts = describe(filled.folder)
+    assert facts.problems == [f"{path}: is missing{mends}"]
+    assert not facts.complete
+    assert (facts.finished_events, facts.finished_shards) == (7, 3)
+    assert info(str(filled.folder)) == 1
+
+
+def test_metadata_that_are_lost_with_their_copy_are_damage(filled):
+    for name in (GROUP_METADATA, GROUP_COPY):
+        (filled.folder / name).write_bytes(b"{}")
+    with pytest.raises(DamagedDataError, match="run the same `strainflow simulate` again"):
         describe(filled.folder)
+
+
+@pytest.mark.parametrize(
+    ("facts", "verb"),
+    [
+        ({}, "simulate"),
+        ({"frames": {"channels": [], "files": {}, "psd": "", "events": []}}, "cut"),
+        ({"recoded_from": {"encoding": vars(ENCODINGS["int8"])}}, "recode"),
+    ],
+)
+def test_the_verb_that_completes_a_set_is_the_one_that_made_it(
+    tmp_path, small, start, finish, facts, verb
+):
+    moment = {"gps": 0, "start": 0, "time_shift": 0, "ra_shift": 0, "geocent_time": ""}
+    facts = (
+        {**facts, "frames": {**facts["frames"], "events": [moment] * 7}} if verb == "cut" else facts
+    )
+    data = finish(start(tmp_path / "x.zarr", replace(small, provenance=facts)), [1])
+    assert describe(data.folder).problems == [
+        f"2 of 3 shards are missing; run the same `strainflow {verb}` again to complete it"
+    ]
+    with pytest.raises(DamagedDataError, match=f"run the same `strainflow {verb}` again"):
+        require_complete(data.folder, data.schema)
 
 
 def test_a_shard_that_does_not_pass_a_check_is_a_problem(empty, finish, capsys):
@@ -193,3 +241,18 @@ def test_the_settings_of_a_waveform_model_are_named_one_by_one(filled):
     assert "waveform    approximant IMRPhenomXPHM, phenomx.precession_version 320\n" in summary(
         facts
     )
+
+
+def test_shards_that_were_accepted_with_other_bytes_are_told_in_one_line(empty, finish, capsys):
+    finish(empty, [0, 2])
+    assert "  accepted" not in summary(describe(empty.folder))
+    events = [empty.events[number] for number in empty.schema.events_of(1)]
+    other = {"strain/c/1/0/0": "0" * 64}
+    write_shard(empty.folder, empty.schema, 1, events, approve=lambda m: replace(m, replaced=other))
+    facts = describe(empty.folder)
+    assert facts.complete
+    assert facts.accepted_shards == [1]
+    words = "1 shards have other bytes than were first written (`strainflow repair --accept`): 1"
+    assert f"\n  accepted    {words}\n" in summary(facts)
+    assert info(str(empty.folder), json=True) == 0
+    assert json.loads(capsys.readouterr().out)["accepted_shards"] == [1]

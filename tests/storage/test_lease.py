@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+from permitted import skipped_where_not_permitted
+from small_disks import small_disk
 
 from storage import lease
 from storage.errors import InputError
@@ -237,3 +239,13 @@ def test_a_document_inside_the_folder_that_a_dead_host_left_is_taken_over_once_i
         assert time.monotonic() - start > 0.5
         assert json.loads(inside(place).read_bytes())["process"] == os.getpid()
     assert not place.folder.exists(), "nothing else was in it"
+
+
+def test_a_disk_too_full_for_the_document_is_named_and_nothing_is_left(tmp_path):
+    with skipped_where_not_permitted(), small_disk(tmp_path / "disk", 8 * 4096) as disk:
+        disk.fill()
+        store = LocalStore(disk.folder / "x.zarr")
+        with pytest.raises(OSError, match="No space left") as told, store.only_writer():
+            pass
+        assert told.value.filename == str(store.beside / "writer.json")
+        assert not store.beside.exists()

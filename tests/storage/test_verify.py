@@ -3,6 +3,7 @@
 Which event a byte belongs to is told by Python's own tarfile and by the length of a table's row.
 """
 
+import errno
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ from unreadable import on_a_bad_sector
 
 from storage import local
 from storage.bench.limits import drop_from_cache, resident_share
-from storage.dataset import read_schema
+from storage.dataset import create_dataset, read_schema
 from storage.documents import canonical_json, parse_json
 from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError, InputError
@@ -294,7 +295,8 @@ def test_what_the_disk_cannot_read_is_found_and_does_not_stop_the_search(damaged
     with pytest.raises(OSError, match="Input/output error"):
         path.read_bytes()
     flip(damaged.folder / "strain/c/0/0/0", 5000, 3)
-    whole, other = findings(damaged.folder)[::-1]
+    link, other, whole = findings(damaged.folder)
+    assert (link.file, link.what) == (name, "is a link")
     assert (whole.file, whole.what) == (name, "cannot be read (Input/output error)")
     assert (whole.shard, whole.events) == (1, tuple(read_schema(damaged.folder).events_of(1)))
     assert other.file == "strain/c/0/0/0"
@@ -317,6 +319,48 @@ def test_metadata_that_the_disk_cannot_read_are_found_and_do_not_stop_the_search
     assert (of_file.file, of_file.what) == (name, "cannot be read (Input/output error)")
     assert of_strain.file == "strain/c/0/0/0"
     assert named(at_a_glance(damaged.folder)) == [(name, of_file.shard, ())]
+
+
+def closed(monkeypatch, path):
+    """Take the right to read a file or folder away; root, too, has none then."""
+    open_it, scan = LocalStore.open, os.scandir
+    answer = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    def open_or_not(store, name):
+        if store.folder / name == path:
+            raise answer
+        return open_it(store, name)
+
+    def scan_or_not(folder):
+        if Path(folder) == path:
+            raise answer
+        return scan(folder)
+
+    monkeypatch.setattr(LocalStore, "open", open_or_not)
+    monkeypatch.setattr(LocalStore, "open_once", open_or_not)
+    monkeypatch.setattr(os, "scandir", scan_or_not)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [GROUP_METADATA, GROUP_COPY, PSD_CHUNK, *CHILDREN, "manifest/000001.json", "strain/c/1/0/0"],
+)
+def test_what_may_not_be_read_is_found_and_does_not_stop_the_search(damaged, monkeypatch, name):
+    flip(damaged.folder / "strain/c/0/0/0", 5000, 3)
+    closed(monkeypatch, damaged.folder / name)
+    of_file, of_strain = sorted(
+        findings(damaged.folder), key=lambda item: item.file == "strain/c/0/0/0"
+    )
+    assert (of_file.file, of_file.what) == (name, "cannot be read (Permission denied)")
+    assert not of_file.mendable
+    assert (of_strain.file, of_strain.mendable) == ("strain/c/0/0/0", True)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_found(damaged, monkeypatch):
+    (damaged.folder / "theirs").mkdir()
+    closed(monkeypatch, damaged.folder / "theirs")
+    (found,) = findings(damaged.folder)
+    assert (found.file, found.what) == ("theirs/", "cannot be read (Permission denied)")
 
 
 def test_metadata_of_which_the_disk_can_read_neither_copy_are_damage(damaged, monkeypatch):
@@ -456,6 +500,85 @@ def test_a_file_that_is_not_of_the_set_is_found(damaged, name):
 def test_an_extra_link_is_found_and_not_followed(damaged, target):
     (damaged.folder / "link").symlink_to(target)
     assert named(findings(damaged.folder)) == [("link", None, ())]
+    assert findings(damaged.folder)[0].what == "is a link"
+
+
+@pytest.mark.parametrize(
+    "name", ["strain/c/1/0/0", "strain/c/1", "parameters", "manifest/000001.json", GROUP_METADATA]
+)
+def test_a_link_in_place_of_a_part_of_the_set_is_found_though_its_bytes_are_right(
+    damaged, tmp_path, name
+):
+    (damaged.folder / name).rename(tmp_path / "elsewhere")
+    (damaged.folder / name).symlink_to(tmp_path / "elsewhere")
+    (found,) = findings(damaged.folder)
+    assert (found.file, found.what, found.mendable) == (name, "is a link", False)
+
+
+def test_a_set_behind_a_link_is_sound(damaged, tmp_path):
+    (tmp_path / "link.zarr").symlink_to(damaged.folder)
+    assert findings(tmp_path / "link.zarr") == []
+
+
+@pytest.mark.parametrize("name", ["extra", "strain/extra", "strain/c/0/1", "x/y/z", "psd/c/1"])
+def test_an_empty_folder_that_is_not_of_the_set_is_found(damaged, name):
+    (damaged.folder / name).mkdir(parents=True)
+    (found,) = findings(damaged.folder)
+    assert (found.file, found.what) == (f"{name}/", "does not belong to the data set")
+
+
+def test_the_empty_folders_of_a_shard_that_was_begun_are_no_finding(empty):
+    before = findings(empty.folder)
+    for name in ("strain/c/0/0", "parameters/c/0", "optimal_snr/c"):
+        (empty.folder / name).mkdir(parents=True)
+    assert findings(empty.folder) == before
+
+
+OURS = [
+    "strain/c/0/0/0.0123456789ab.partial",
+    "zarr.json.partial",
+    "manifest/000001.json.x.partial",
+]
+THEIRS = ["my-download.partial", "sub/foo.csv.partial", "strain/c/0/0/1.partial", ".partial"]
+
+
+def test_partial_files_are_ours_only_by_the_names_of_the_files_that_they_were_to_be(damaged):
+    for name in (*OURS, *THEIRS):
+        (damaged.folder / name).parent.mkdir(exist_ok=True)
+        (damaged.folder / name).touch()
+    what = {item.file: (item.what, item.mendable) for item in findings(damaged.folder)}
+    assert what == {
+        **dict.fromkeys(OURS, ("was left by a writer that died", True)),
+        **dict.fromkeys(THEIRS, ("does not belong to the data set", False)),
+    }
+    assert LocalStore(damaged.folder).remove_partial_files() == sorted(OURS)
+    assert {item.file for item in findings(damaged.folder)} == set(THEIRS)
+
+
+def test_a_data_set_that_is_created_anew_leaves_files_of_others_where_they_are(empty):
+    theirs = empty.folder / "strain/c/notes.partial"
+    ours = empty.folder / "strain/c/0/0/0"
+    for path in (theirs, ours):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    create_dataset(empty.folder, empty.schema, empty.psd)
+    assert theirs.exists()
+    assert not ours.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (b"a\nb\x1b[31m", "a\\nb\\x1b[31m"),
+        (b"\xff\xfe.dat", "\\xff\\xfe.dat"),
+        ("\N{LATIN SMALL LETTER E WITH ACUTE}".encode(), "\N{LATIN SMALL LETTER E WITH ACUTE}"),
+    ],
+)
+def test_the_name_of_a_foreign_file_is_one_line_of_what_can_be_printed(damaged, name, said):
+    Path(os.fsdecode(bytes(damaged.folder) + b"/" + name)).touch()
+    (found,) = findings(damaged.folder)
+    assert found.file == os.fsdecode(name)
+    assert str(found) == f"{said}: does not belong to the data set"
 
 
 def test_what_a_dead_writer_left_is_found_but_not_while_a_run_holds_the_place(damaged):
@@ -503,6 +626,74 @@ def test_metadata_that_are_lost_with_their_copy_are_damage_and_not_a_wrong_call(
         with pytest.raises(DamagedDataError, match="run the same `strainflow simulate` again"):
             take_inventory(damaged.folder)
         (damaged.folder / GROUP_METADATA).unlink(missing_ok=True)
+
+
+# Without a finished shard
+
+
+def rewrite(path, change):
+    """Write a JSON document as we do, with something changed in it."""
+    document = parse_json(path.read_bytes(), "")
+    change(document)
+    path.write_bytes(canonical_json(document))
+
+
+def with_seed(document):
+    document["attributes"]["strainflow"]["seed"] = 12
+
+
+def with_unit(document):
+    children = document["consolidated_metadata"]["metadata"]
+    children["psd"]["attributes"]["units"] = "1"
+
+
+def with_other_psd(document):
+    children = document["consolidated_metadata"]["metadata"]
+    children["psd"]["attributes"]["sha256"] = "0" * 64
+
+
+def with_other_shape(document):
+    document["attributes"]["strainflow"]["events"] = 8
+
+
+@pytest.mark.parametrize("name", [GROUP_METADATA, GROUP_COPY])
+def test_of_metadata_and_a_copy_that_differ_without_proof_neither_is_blamed(empty, name):
+    rewrite(empty.folder / name, with_seed)
+    inventory = take_inventory(empty.folder)
+    assert inventory.disputed
+    (found,) = [item for item in inventory.findings if item.shard is None]
+    assert found.file == GROUP_METADATA
+    assert found.what.startswith(
+        f"differs from its copy {GROUP_COPY}, and no finished shard proves"
+    )
+    assert found.what.endswith("the same `strainflow simulate` again writes both anew")
+
+
+@pytest.mark.parametrize("name", [GROUP_METADATA, GROUP_COPY])
+@pytest.mark.parametrize("change", [with_unit, with_other_psd, with_other_shape, None])
+def test_of_metadata_and_a_copy_that_differ_the_one_that_fits_the_rest_is_right(
+    empty, name, change
+):
+    if change is None:  # white space
+        (empty.folder / name).write_bytes((empty.folder / name).read_bytes() + b"\n")
+    else:
+        rewrite(empty.folder / name, change)
+    inventory = take_inventory(empty.folder)
+    assert not inventory.disputed
+    assert [item.file for item in inventory.findings if item.shard is None] == [name]
+    assert parse_json(inventory.group, "")["attributes"]["strainflow"]["seed"] == 11
+
+
+@pytest.mark.parametrize("name", [GROUP_METADATA, GROUP_COPY])
+def test_of_metadata_and_a_copy_that_differ_a_damaged_manifest_still_tells_the_right_one(
+    damaged, name
+):
+    for path in damaged.folder.glob("manifest/0*.json"):
+        path.write_bytes(path.read_bytes()[:-2])
+    rewrite(damaged.folder / name, with_seed)
+    inventory = take_inventory(damaged.folder)
+    assert not inventory.disputed
+    assert [item.file for item in inventory.findings if item.shard is None] == [name]
 
 
 def test_an_empty_folder_is_no_data_set(tmp_path):
