@@ -67,7 +67,7 @@ class ShardTables:
     @property
     def files_at_once(self) -> int:
         """How many files may be held while they are read, by all threads together."""
-        return self._schema.shards if self._schema.shards <= self._most_open else HELD
+        return sys.maxsize if self._schema.shards <= self._most_open else HELD
 
     def __contains__(self, shard: int) -> bool:
         """Whether a shard is kept."""
