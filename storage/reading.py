@@ -20,6 +20,7 @@ from storage.errors import DamagedDataError
 from storage.local import LocalStore
 from storage.schema import Schema
 from storage.shard_reader import Piece, ShardReader
+from storage.singles import Pace
 from storage.tables import ShardTables
 from storage.urls import Store
 
@@ -156,6 +157,7 @@ class Reading:
     ) -> None:
         self._store, self._schema, self._skip = store, schema, skip
         self.is_local = isinstance(store, LocalStore)
+        self._pace = Pace()
         self._tables = ShardTables(store, schema, most_shards)
         once = first_time_only and self.is_local
         self._proved = np.zeros(-(-schema.events // 8), np.uint8) if once else None
@@ -223,9 +225,9 @@ class Reading:
         singles, left = self._tables.find(events, places, parameters)
         rows = list(map(filling.row, singles.places.tolist()))
         if self._schema.encoding.compressed:
-            sound = singles.unpack(rows)
+            sound = singles.unpack(rows, self._pace)
         else:
-            sound = singles.read(rows, filling.prove)
+            sound = singles.read(rows, filling.prove, self._pace)
         left = np.concatenate([left, singles.places[~sound]])
         self._read(filling, runs_of(events, left[np.argsort(events[left])], self._schema))
 

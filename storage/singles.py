@@ -6,8 +6,11 @@ takes several times as long as it would otherwise; other threads wait for it, to
 
 import os
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from ctypes import addressof, c_char
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +22,19 @@ from storage.blosc import decompress_into
 from storage.errors import DamagedDataError
 from storage.kernel_reads import read_each
 from storage.local import LocalFile
+
+SLOW = 1e9  # bytes a second and thread: of the page cache it is several times as many
+
+
+@dataclass
+class Pace:
+    """Whether reads through the page cache wait for the disk, as the last ones did.
+
+    Then the kernel is told of all events of a task before the first of them is read, so that it
+    fetches them side by side. Of what is in memory, that would take longer than it saves.
+    """
+
+    is_slow: bool = False
 
 
 class Singles(NamedTuple):
@@ -38,27 +54,29 @@ class Singles(NamedTuple):
     lengths: Int64[Array, "event"]
     crc32c: Int64[Array, "event"]
 
-    def read(self, rows: Sequence[memoryview], prove: bool) -> Bool[Array, "event"]:
+    def read(self, rows: Sequence[memoryview], prove: bool, pace: Pace) -> Bool[Array, "event"]:
         """Read uncompressed events, each straight to where it belongs.
 
         Args:
             rows: Where the strain of each goes: its bytes.
             prove: Whether to compare checksums.
+            pace: Of the last reads; noted anew.
 
         Returns:
             Which of them are there and sound; the others tell what is wrong when asked again.
         """
-        sound = self._read([file.descriptor for file in self.files], rows)
+        sound = self._read([file.descriptor for file in self.files], rows, pace)
         if prove:
             for number in np.flatnonzero(sound).tolist():
                 sound[number] = crc32c(rows[number]) == self.crc32c[number]
         return sound
 
-    def unpack(self, rows: Sequence[memoryview]) -> Bool[Array, "event"]:
+    def unpack(self, rows: Sequence[memoryview], pace: Pace) -> Bool[Array, "event"]:
         """Read compressed events, compare their checksums, and decompress them.
 
         Args:
             rows: Where the strain of each goes: its bytes.
+            pace: As for `read`.
 
         Returns:
             As `read`.
@@ -70,7 +88,7 @@ class Singles(NamedTuple):
         edges = zip(starts.tolist(), (starts + self.lengths).tolist(), strict=True)
         frames = [room[start:end] for start, end in edges]
         # Frames begin anywhere, which the page cache alone allows.
-        sound = self._read([file.cached for file in self.files], frames)
+        sound = self._read([file.cached for file in self.files], frames, pace)
         for number in np.flatnonzero(sound).tolist():
             sound[number] = crc32c(frames[number]) == self.crc32c[number]
             if sound[number]:
@@ -80,8 +98,13 @@ class Singles(NamedTuple):
                     sound[number] = False
         return sound
 
-    def _read(self, descriptors: list[int], rows: Sequence[memoryview]) -> Bool[Array, "event"]:
+    def _read(
+        self, descriptors: list[int], rows: Sequence[memoryview], pace: Pace
+    ) -> Bool[Array, "event"]:
         """Read each into its row; tell which are whole."""
+        began = time.perf_counter()
+        if pace.is_slow:
+            self._announce(descriptors)
         done = read_each(np.array(descriptors), _addresses(rows), self.lengths, self.offsets)
         if done is None:
             reads = zip(descriptors, rows, self.offsets.tolist(), strict=True)
@@ -89,8 +112,18 @@ class Singles(NamedTuple):
                 done = np.array([os.preadv(*(read[0], (read[1],), read[2])) for read in reads])
             except OSError:
                 done = np.full(len(rows), -1)
+        pace.is_slow = int(self.lengths.sum()) < SLOW * (time.perf_counter() - began)
         whole: Array = done == self.lengths
         return whole
+
+    def _announce(self, descriptors: list[int]) -> None:
+        parts = zip(
+            self.files, descriptors, self.offsets.tolist(), self.lengths.tolist(), strict=True
+        )
+        with suppress(OSError):  # it is advice
+            for file, descriptor, offset, length in parts:
+                if descriptor == file.cached:
+                    os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
 
 def _addresses(rows: Sequence[memoryview]) -> Int64[Array, "row"]:

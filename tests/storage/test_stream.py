@@ -757,8 +757,8 @@ def test_damage_that_comes_after_the_first_epoch_is_named_and_costs_its_events_o
     stream = open_stream(data.folder, damaged="skip", **options)
     at_once = []
 
-    def read(self, rows, prove):
-        done = read_singles(self, rows, prove)
+    def read(self, *arguments):
+        done = read_singles(self, *arguments)
         at_once.extend(done.tolist())
         return done
 
@@ -887,3 +887,26 @@ def test_batches_ahead_keep_within_the_memory_that_is_given(full_size, monkeypat
     stream = open_stream(data.folder, batch_size=2, memory=room)
     list(stream)
     assert stream.memory <= room
+
+
+@pytest.mark.parametrize("encoding", ["float32", "int16+blosc"])
+def test_where_the_disk_is_waited_for_the_kernel_is_told_of_events_before(
+    build, monkeypatch, encoding
+):
+    data = build(events=20, events_per_shard=5, encoding=ENCODINGS[encoding])
+    told, tell = [], os.posix_fadvise
+
+    def advise(descriptor, offset, length, advice):
+        told.append(advice)
+        tell(descriptor, offset, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    for slow, most in ((0.0, 0), (1e18, 20)):
+        monkeypatch.setattr(singles, "SLOW", slow)
+        stream = open_stream(data.folder, batch_size=4)
+        for _ in range(2):
+            told.clear()
+            for batch in stream:
+                assert np.array_equal(batch.strain, data.codes[batch.event])
+        assert len(told) == told.count(os.POSIX_FADV_WILLNEED)
+        assert most / 2 <= len(told) <= most  # pairs of neighbours are read as runs
