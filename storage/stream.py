@@ -1,19 +1,17 @@
 """The streaming loader: batches read straight from the shards' payloads into reused buffers.
 
 One process, a few threads: each read (or decompression) releases Python's lock and lands in the row
-of the batch where the event belongs, still in its stored type. Nothing is copied afterwards. The
-order is `storage.order`'s, the reads are `storage.reading`'s; what is here is which events come
-next, the ring of buffers, and where the stream stands.
+of the batch where the event belongs, still in its stored type. Nothing is copied afterwards. Which
+events a batch has says `storage.parts`, by an order of `storage.order`; the reads are those of
+`storage.reading`. What is here is the ring of buffers, and where the stream stands.
 """
 
 import itertools
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from storage.calibrate import Depth, calibrate
 from storage.dataset import read_schema
 from storage.errors import InputError
 from storage.local import LocalStore
-from storage.order import WindowedOrder, permuted
+from storage.parts import Part, Parts, order_of
 from storage.reading import Batch, Filling, Reading
 from storage.snapshot import Snapshot
 from storage.stream_config import StreamConfig
@@ -40,9 +38,7 @@ __all__ = ["Batch", "EventStream", "StreamConfig"]
 
 TOLD = 10  # damaged events that are named on the terminal; all are in `damaged`
 DEFAULTS = StreamConfig()
-ORDERED_AT_ONCE = 4096  # events
 Allocate = Callable[[tuple[int, ...], np.dtype[Any]], Array]
-Order = Callable[[Int64[Array, "n"], int], Int64[Array, "n"]]  # of places and an epoch
 
 
 class EventStream(IterableDataset):
@@ -270,14 +266,14 @@ class EventStream(IterableDataset):
     ) -> Iterator[Batch]:
         in_flight = deque[_Read]()
 
-        def begin(batch: Batch, part: "_Part") -> tuple[Filling, list[Future[None]]]:
+        def begin(batch: Batch, part: Part) -> tuple[Filling, list[Future[None]]]:
             """Find out which events a batch has, and ask for them."""
             batch.event[:] = part.events()
             filling = self._reading.filling(batch)
             tasks = self._reading.tasks(filling, depth.threads)
             return filling, [pool.submit(task) for task in tasks]
 
-        for part in self._parts(stop):
+        for part in self._parts().since(self._epoch, self._position, stop):
             # The ring has one buffer more than there are reads in flight: this one was the
             # consumer's, who has asked for the next batch and so is done with it.
             buffer, count = next(ring), part.count
@@ -289,41 +285,10 @@ class EventStream(IterableDataset):
         while in_flight:
             yield self._deliver(in_flight.popleft())
 
-    def _parts(self, stop: int | None) -> "Iterator[_Part]":
-        """The batches, with the order of some of them at a time: for one, numpy takes as long."""
-        order, snapshot = self._ordered(), self._snapshot
-        most = max(1, ORDERED_AT_ONCE // self._batch_size)
-        for epoch, stretches in itertools.groupby(self._stretches(stop), lambda each: each[0]):
-            while some := list(itertools.islice(stretches, most)):
-                places = [np.arange(first, first + count) for _, first, count, _ in some]
-                found = _Later(partial(_numbers, snapshot, order, np.concatenate(places), epoch))
-                ends = itertools.accumulate(len(part) for part in places)
-                for (_, _, count, state), end in zip(some, ends, strict=True):
-                    yield _Part(epoch, count, state, found, end - count)
-
-    def _stretches(self, stop: int | None) -> Iterator[tuple[int, int, int, tuple[int, int]]]:
-        """Of each batch: epoch, this rank's first position, events, (epoch, position) after it."""
-        events, epoch, position = self.events, self._epoch, self._position
-        while stop is None or epoch < stop:
-            count = min(self._batch_size * self._world_size, events - position)
-            first, last = (
-                count * rank // self._world_size for rank in (self._rank, self._rank + 1)
-            )
-            following = (epoch, position + count)
-            if position + count == events:
-                following = (epoch + 1, 0)
-            yield epoch, position + first, last - first, following
-            epoch, position = following
-
-    def _ordered(self) -> Order:
-        """What stands at some positions of an epoch, as a function of them and its number."""
-        size, seed = self.events, self._seed
-        if not self._shuffle:
-            return lambda positions, _: positions
-        if self._config.window is None:
-            return lambda positions, epoch: permuted(positions, size, seed, epoch)
-        windowed = WindowedOrder(self._snapshot.counts, self._config.window)
-        return lambda positions, epoch: windowed(positions, seed, epoch)
+    def _parts(self) -> Parts:
+        """What batches have, of the snapshot that there is."""
+        order = order_of(self._snapshot, self._seed, self._shuffle, self._config.window)
+        return Parts(self._snapshot, order, self._batch_size, self._rank, self._world_size)
 
     def _deliver(self, read: "_Read") -> Batch:
         filling, tasks = read.begun.result()
@@ -382,13 +347,13 @@ class EventStream(IterableDataset):
 
     def _calibrated(self, threads: int | None, prefetch: int | None) -> Depth:
         """Find out what is not given."""
-        order = self._ordered()
+        parts = self._parts()
         generator = np.random.default_rng()  # what it reads should not be what was read before
 
         def some_events(count: int) -> Int64[Array, "event"]:
             """Events that follow each other in the order, from anywhere in it."""
             places = (generator.integers(self.events) + np.arange(count)) % self.events
-            return self._snapshot.numbers(order(places, self._epoch))
+            return parts.numbers(places, self._epoch)
 
         found = calibrate(
             self._reading, self.schema, some_events, self.events, self._batch_size, threads
@@ -432,35 +397,6 @@ class EventStream(IterableDataset):
         )
 
 
-class _Later:
-    """Something that the first thread to ask for it finds out, and others wait for."""
-
-    def __init__(self, find: Callable[[], Int64[Array, "event"]]) -> None:
-        self._find, self._lock = find, threading.Lock()
-        self._found: Int64[Array, event] | None = None
-
-    def __call__(self) -> Int64[Array, "event"]:
-        with self._lock:
-            if self._found is None:
-                self._found = self._find()
-            return self._found
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A batch that is to be read: its epoch, its size, where the stream stands after it."""
-
-    epoch: int
-    count: int
-    state: tuple[int, int]
-    found: _Later
-    first: int
-
-    def events(self) -> Int64[Array, "event"]:
-        """The numbers of its events."""
-        return self.found()[self.first : self.first + self.count]
-
-
 @dataclass(frozen=True)
 class _Read:
     """A batch that is being read, its epoch, and where the stream stands after it."""
@@ -474,12 +410,6 @@ def _is_dataloader_worker() -> bool:
     """Whether this process is a worker of a PyTorch DataLoader; such a one has imported torch."""
     torch_data = sys.modules.get("torch.utils.data")
     return torch_data is not None and torch_data.get_worker_info() is not None
-
-
-def _numbers(
-    snapshot: Snapshot, order: Order, places: Int64[Array, "n"], epoch: int
-) -> Int64[Array, "n"]:
-    return snapshot.numbers(order(places, epoch))
 
 
 def _refuse_below(least: int, **arguments: int) -> None:
