@@ -260,6 +260,7 @@ def excess_at_the_seam(periodic, steps=200, width=0.05):
         return loss(torch.zeros(5000, dtype=torch.float64)).item() - entropy
 
 
+@pytest.mark.slow
 def test_posteriors_across_the_seam_are_learnt_on_circles_but_not_on_lines():
     assert excess_at_the_seam(periodic=True) < 0.12
     assert excess_at_the_seam(periodic=False) > 0.25, "as the map was before"

@@ -24,6 +24,7 @@ def test_the_predicted_size_is_that_of_the_files(et_bbh, tmp_path, flags):
     assert predicted == pytest.approx(sum(sizes), abs=250 * 3)  # the manifests' digits and checks
 
 
+@pytest.mark.slow
 def test_a_plan_adds_up_and_leaves_nothing_behind(et_bbh, tmp_path):
     config = et_bbh("--events=1000000", "--cluster.workers=2", "--network_snr.minimum=50")
     plan = make_plan(config, 3.0, train_events_per_second=512.0, scratch=str(tmp_path))

@@ -101,6 +101,7 @@ def test_what_a_task_raises_reaches_the_caller_and_the_workers_stay(two_workers)
     assert list(map_window(two_workers, double, [1], 10)) == [2]
 
 
+@pytest.mark.slow
 def test_a_scheduler_of_somebody_else_leaves_the_same_bytes(et_bbh, scheduler, tmp_path):
     flags = ("--noise=none", "--encoding=float16", "--events_per_shard=1")
     simulate_dataset(et_bbh(*flags, "--cluster.workers=1"), tmp_path / "ours.zarr")
@@ -119,6 +120,7 @@ def test_a_scheduler_of_somebody_else_leaves_the_same_bytes(et_bbh, scheduler, t
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_workers_that_never_come_are_given_up(scheduler, tmp_path):
     with (
         connect(cluster_at(scheduler[0]), tmp_path) as cluster,

@@ -171,6 +171,7 @@ def test_bench_feed_tells_a_busy_accelerator_from_a_starved_one(data, tmp_path, 
     assert "is STARVED" in said.out
 
 
+@pytest.mark.slow
 def test_the_shortest_step_that_is_fed_lies_between_starving_and_busy(build, monkeypatch):
     """With a stream that takes 2 ms for a batch, and does not read ahead."""
     data = build(events=96, events_per_shard=16)
