@@ -27,6 +27,7 @@ from storage.order import Window
 from storage.retries import retried
 from storage.schema import shard_files
 from storage.shard_reader import ShardReader
+from storage.tables import ShardTables
 from storage.urls import local_folder, store_of
 from storage.verify import look_at_lengths, take_inventory, verify_shard
 
@@ -448,7 +449,8 @@ def test_epochs_from_an_object_store_keep_no_reader_of_a_shard_that_was_let_go(
     data = build(events=60, events_per_shard=2)
     copy_to(data.folder, url)
     stream = open_stream(url, batch_size=6)
-    monkeypatch.setattr(stream._reading, "_most", 4)
+    few = ShardTables(stream._store, data.schema, most=4)
+    monkeypatch.setattr(stream._reading, "_tables", few)
     alive = weakref.WeakSet()
     made = ShardReader.__init__
 
