@@ -3,6 +3,7 @@
 # make test        the quick tests
 # make check       formatting, lint, types, import contracts, tests: green before anything lands
 # make test-slow   the tests that take minutes
+# make test-long   those that are run before a release
 # make test-services   the tests beside a real HTCondor, Slurm and S3 server, which it installs (as root)
 # make bench       the measurements behind the README's figures; alone on the machine
 # make wheelhouse  wheels for a machine without a network
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := pipeline,model,s3
 
-.PHONY: setup demo test test-slow test-services check lint bench wheelhouse clean
+.PHONY: setup demo test test-slow test-long test-services check lint bench wheelhouse clean
 
 setup: .venv/installed
 
@@ -28,10 +29,13 @@ test: setup
 	$(BIN)/pytest -q
 
 test-slow: setup
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q -m 'slow and not long'
+
+test-long: setup
+	$(BIN)/pytest -q -m long
 
 test-services: setup
-	$(BIN)/pytest -q -m services
+	$(BIN)/pytest -q -m 'services and not long'
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -57,7 +57,7 @@ def mutated_recipe(draw: random.Random) -> str:
     return text
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(1500, marks=pytest.mark.long)])
 def test_any_recipe_of_other_values_is_read_or_refused(tmp_path, count):
     file = tmp_path / "recipe.yaml"
 
@@ -71,7 +71,7 @@ def test_any_recipe_of_other_values_is_read_or_refused(tmp_path, count):
     campaign("values of a recipe", count, attempt)
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(500, marks=pytest.mark.long)])
 def test_any_recipe_is_printed_or_refused(tmp_path, count):
     file = tmp_path / "recipe.yaml"
 
@@ -251,7 +251,7 @@ def test_metadata_that_name_code_import_nothing(tmp_path, monkeypatch):
     assert "canary_module" not in sys.modules
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.long)])
 def test_any_configuration_in_metadata_is_read_or_refused(count):
     start = simulation_to_dict(read_config(DatasetConfig, str(RECIPE)).simulation)
 

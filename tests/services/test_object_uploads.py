@@ -205,7 +205,9 @@ def test_parts_whose_connections_are_cut_are_sent_again(url, proxy):
     assert store.read("x") == data
 
 
-@pytest.mark.parametrize(("fault", "most"), [("refuse", 90), ("silence", 400)])
+@pytest.mark.parametrize(
+    ("fault", "most"), [("refuse", 90), pytest.param("silence", 400, marks=pytest.mark.long)]
+)
 def test_a_server_that_goes_in_mid_upload_ends_the_run_in_bounded_time(proxy, run, fault, most):
     getattr(proxy, fault)()
     begin = time.monotonic()
