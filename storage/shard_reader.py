@@ -221,10 +221,17 @@ class ShardReader:
     def reopen(self) -> bool:
         """Open the file again, if it still is the one that the index is of; tell whether it is.
 
+        One that the disk cannot open stays closed: who reads an event from it is told so.
+
         Raises:
             DamagedDataError: It is missing.
         """
-        file = self._opened()
+        try:
+            file = self._opened()
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            return True
         is_same = not isinstance(file, LocalFile) or file.identity == self._identity
         if is_same:
             self._file = file

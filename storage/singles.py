@@ -102,6 +102,8 @@ class Singles(NamedTuple):
         self, descriptors: list[int], rows: Sequence[memoryview], pace: Pace
     ) -> Bool[Array, "event"]:
         """Read each into its row; tell which are whole."""
+        if not rows:  # which say nothing of the pace
+            return np.zeros(0, bool)
         began = time.perf_counter()
         if pace.is_slow:
             self._announce(descriptors)
@@ -109,7 +111,9 @@ class Singles(NamedTuple):
         if done is None:
             reads = zip(descriptors, rows, self.offsets.tolist(), strict=True)
             try:
-                done = np.array([os.preadv(*(read[0], (read[1],), read[2])) for read in reads])
+                done = np.array(
+                    [os.preadv(descriptor, (row,), offset) for descriptor, row, offset in reads]
+                )
             except OSError:
                 done = np.full(len(rows), -1)
         pace.is_slow = int(self.lengths.sum()) < SLOW * (time.perf_counter() - began)

@@ -24,9 +24,7 @@ from storage.singles import Singles
 from storage.urls import Store
 
 DESCRIPTORS_SPARED = 256  # for everything else that the process has open
-HELD = (
-    64  # files that are closed when the threads that read them are done, and those are spared too
-)
+HELD = 64  # files that may be open beyond the most, until the threads that read them are done
 _NOT_THERE = -1  # as an offset
 _BYTES = 8 + 8 + 8 + 16 + 4  # of an event, here and in its shard's reader, beside its parameters
 

@@ -1,3 +1,4 @@
+import errno
 import itertools
 import os
 import resource
@@ -27,6 +28,7 @@ from storage.errors import DamagedDataError, InputError
 from storage.local import LocalStore
 from storage.order import Window, permuted
 from storage.replay import assert_replays
+from storage.schema import shard_files
 from storage.stream import Batch, EventStream
 
 EVENTS = 23
@@ -456,6 +458,22 @@ def test_a_shard_that_was_replaced_by_other_bytes_is_read_as_it_is_now(build, fi
         )
         assert np.array_equal(batch.strain, strain)
         assert np.array_equal(batch.parameters, data.parameters[batch.event] + of_other[:, None])
+
+
+def test_a_shard_that_the_disk_cannot_open_any_more_costs_its_events_only(build, monkeypatch):
+    data = build(events=20, events_per_shard=5)
+    stream = open_stream(data.folder, batch_size=4, damaged="skip")
+    assert len(numbers(stream)) == 20
+    open_it = LocalStore.open
+
+    def open_or_not(store, path):
+        if path == shard_files(2)["strain"]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return open_it(store, path)
+
+    monkeypatch.setattr(LocalStore, "open", open_or_not)
+    assert sorted(numbers(stream)) == [*range(10), *range(15, 20)]
+    assert sorted(stream.damaged) == list(range(10, 15))
 
 
 def test_a_file_that_a_late_read_opens_again_is_closed_with_the_others(build):
