@@ -11,6 +11,7 @@ from pathlib import Path
 
 import blake3
 import pytest
+from descriptors import open_under
 
 from storage import files
 from storage.files import AtomicFile, write_atomically
@@ -139,7 +140,6 @@ def test_a_long_file_takes_the_memory_of_three_pieces_and_a_short_one_starts_no_
 
 @pytest.mark.usefixtures("short_pieces")
 def test_a_long_file_that_is_discarded_leaves_no_file_thread_or_descriptor(tmp_path):
-    before = os.listdir("/proc/self/fd")
     for pieces in (1, 2, 50):
         file = AtomicFile(tmp_path / "x")
         file.write(bytes(pieces * PIECE))
@@ -148,7 +148,7 @@ def test_a_long_file_that_is_discarded_leaves_no_file_thread_or_descriptor(tmp_p
         file.discard()
         assert list(tmp_path.iterdir()) == []
         assert threads() == []
-    assert os.listdir("/proc/self/fd") == before
+    assert open_under(tmp_path) == []
 
 
 @pytest.mark.usefixtures("short_pieces")
@@ -171,7 +171,6 @@ def test_a_piece_that_cannot_be_written_is_told_and_the_file_never_gets_its_name
 @pytest.mark.usefixtures("short_pieces")
 @pytest.mark.parametrize("pieces", [0, 3])
 def test_a_file_that_cannot_have_its_name_is_discarded(tmp_path, pieces):
-    before = os.listdir("/proc/self/fd")
     file = AtomicFile(tmp_path / "x")
     file.write(bytes(pieces * PIECE + 1))
     (tmp_path / "x/y").mkdir(parents=True)
@@ -180,4 +179,4 @@ def test_a_file_that_cannot_have_its_name_is_discarded(tmp_path, pieces):
     file.discard()
     assert list(tmp_path.iterdir()) == [tmp_path / "x"]
     assert threads() == []
-    assert os.listdir("/proc/self/fd") == before
+    assert open_under(tmp_path) == []
