@@ -8,9 +8,10 @@ if TYPE_CHECKING:
     from model.checkpoint import load
     from model.config import TrainConfig
     from model.estimator import Estimator
+    from model.plots import plot_corner
     from model.sky_map import write_skymap
 
-__all__ = ["Estimator", "TrainConfig", "load", "write_skymap"]
+__all__ = ["Estimator", "TrainConfig", "load", "plot_corner", "write_skymap"]
 
 # Read when torch is loaded. Its threads spin while they wait for one another; where anything else
 # runs on a core that they count on, a training step then takes five times as long.
@@ -21,6 +22,7 @@ _HOMES = {
     "Estimator": "model.estimator",
     "TrainConfig": "model.config",
     "load": "model.checkpoint",
+    "plot_corner": "model.plots",
     "write_skymap": "model.sky_map",
 }
 
