@@ -1,0 +1,71 @@
+"""Which front end learns most at equal cost: validation losses after as many core-seconds each.
+
+python tests/bench/embeddings.py DATA RUNS [CORE_MINUTES]
+
+DATA holds full-size signals without noise, such as
+
+    strainflow simulate --config pipeline/recipes/et-demo.yaml --out DATA --events 16384
+
+The core-seconds of a step are measured first and give each front end its epochs. All else is the
+same, the noise of the validation events too. RUNS gets a run of each.
+"""
+
+import itertools
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from model.config import EmbeddingConfig, FlowConfig, OptimiserConfig, TrainConfig
+from model.embedding import EMBEDDINGS
+from model.trainer import Trainer
+
+STEPS = 8  # of which the cost is taken
+CONFIG = TrainConfig(
+    parameters=("chirp_mass", "mass_ratio", "luminosity_distance", "geocent_time"),
+    batch_size=64,
+    validation=0.0625,
+    embedding=EmbeddingConfig(channels=(24, 48, 96), condition=64),
+    flow=FlowConfig(transforms=6, hidden=64, blocks=1),
+    optimiser=OptimiserConfig(learning_rate=1e-3),
+    device="cpu",
+)
+
+
+def with_front_end(kind: str, epochs: int = 1) -> TrainConfig:
+    return replace(CONFIG, embedding=replace(CONFIG.embedding, kind=kind), epochs=epochs)
+
+
+def cost(kind: str, data: str) -> tuple[float, int]:
+    """Core-seconds of a training event, loading included; training events."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(with_front_end(kind), data, Path(folder))
+        batches = trainer.training.epochs(1)
+        trainer.learn(next(batches))  # memory
+        start = time.process_time()
+        for batch in itertools.islice(batches, STEPS):
+            trainer.learn(batch)
+        seconds = time.process_time() - start
+        return seconds / (STEPS * CONFIG.batch_size), trainer.training.stream.events
+
+
+def main(data: str, runs: Path, core_minutes: float) -> None:
+    print(
+        f"{'front end':16}{'weights':>10}{'ms/event':>10}{'epochs':>8}{'core-min':>10}{'loss':>8}"
+    )
+    for kind in EMBEDDINGS:
+        of_event, events = cost(kind, data)
+        epochs = max(1, round(60 * core_minutes / (of_event * events)))
+        start = time.process_time()
+        trainer = Trainer(with_front_end(kind, epochs), data, runs / kind)
+        trainer.fit()
+        minutes = (time.process_time() - start) / 60
+        weights = sum(part.numel() for part in trainer.estimator.embedding.parameters())
+        loss = trainer.tally().best_validation_loss
+        figures = f"{weights:10,}{1e3 * of_event:10.2f}{epochs:8}{minutes:10.1f}{loss:8.3f}"
+        print(f"{kind:16}{figures}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 12.0)
