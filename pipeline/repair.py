@@ -14,6 +14,7 @@ from pipeline.runlog import RunLog, ShardReport
 from pipeline.simulate import psds_of
 from pipeline.verify import MOST_LINES, verify_dataset
 from storage.dataset import is_recorded_psd, read_schema
+from storage.digests import file_digest
 from storage.documents import parse_json, sealed_document, sealed_json
 from storage.errors import UNREADABLE, DamagedDataError, InputError
 from storage.examine import Finding
@@ -22,7 +23,7 @@ from storage.metadata import children_files
 from storage.progress import progress_bar
 from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK, Schema, shard_files
 from storage.urls import Store, store_of
-from storage.verify import Inventory, file_digest, take_inventory
+from storage.verify import Inventory, take_inventory
 
 NOT_SIMULATED = (
     "its events were cut out of frames and cannot be simulated; run the same `strainflow cut` "
