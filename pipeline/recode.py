@@ -32,10 +32,10 @@ from storage.encodings import (
 )
 from storage.errors import InputError
 from storage.manifest import read_table, require_complete
+from storage.manifest_proof import proved_manifest, proved_manifests
 from storage.schema import GROUP_METADATA, Event, Schema, Source, shard_files
 from storage.shard_reader import ShardReader
 from storage.urls import Store, store_of
-from storage.verify import proved_manifest, proved_manifests
 from storage.writer import write_shard
 
 

@@ -17,13 +17,13 @@ from storage.dataset import is_recorded_psd, read_schema
 from storage.digests import file_digest
 from storage.documents import parse_json, sealed_document, sealed_json
 from storage.errors import UNREADABLE, DamagedDataError, InputError
-from storage.examine import Finding
+from storage.finding import Finding
+from storage.inventory import Inventory, take_inventory
 from storage.manifest import Manifest, manifest_path, parse_manifest, recorded_digest
 from storage.metadata import children_files
 from storage.progress import progress_bar
 from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK, Schema, shard_files
 from storage.urls import Store, store_of
-from storage.verify import Inventory, take_inventory
 
 NOT_SIMULATED = (
     "its events were cut out of frames and cannot be simulated; run the same `strainflow cut` "

@@ -19,9 +19,10 @@ from storage.dataset import create_dataset, read_schema
 from storage.documents import canonical_json, parse_json
 from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError, InputError
+from storage.inventory import take_inventory
 from storage.local import LocalStore
 from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK
-from storage.verify import look_at_lengths, take_inventory, verify_shard
+from storage.verify import look_at_lengths, verify_shard
 
 FLIPS, FLIPS_OF_EACH_FILE = 1000, 8
 KINDS = ("int16", "int16+blosc")
