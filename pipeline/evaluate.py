@@ -12,7 +12,7 @@ from pipeline.likelihood import Likelihood, SegmentNoise, Waves
 from pipeline.memory import keep_freed_memory
 from pipeline.noise import optimal_snr
 from pipeline.phase import curve_of, draw_phase, harmonics_of
-from pipeline.run import simulator_of_dataset
+from pipeline.provenance import simulator_of_dataset
 from pipeline.simulate import Simulator
 from pipeline.waveform import WaveformError
 from storage.arrays import Array, as_bytes

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.cluster import ClusterConfig
-from pipeline.run import RECORDED, on_workers
+from pipeline.provenance import RECORDED
+from pipeline.run import on_workers
 from storage.finding import Finding
 from storage.inventory import FOREIGN, LINK, Inventory, take_inventory
 from storage.progress import progress_bar
