@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pipeline.config import PsdConfig, simulation_to_dict, without_paths
+from pipeline.description import parameter_columns
 from pipeline.distributions import Distribution
 from pipeline.event_prior import has_window, recorded, recorded_share, share_of_dataset
 from pipeline.frame_file import digest_of
@@ -22,17 +23,11 @@ from pipeline.moments import Moment, moments_of
 from pipeline.noise import load_psds, optimal_snr
 from pipeline.prior_text import describe
 from pipeline.priors import PARAMETERS
-from pipeline.run import (
-    RunReport,
-    checks_of,
-    library_versions,
-    parameter_columns,
-    refuse_a_file,
-    reported,
-    simulator_of_dataset,
-)
+from pipeline.provenance import library_versions, simulator_of_dataset
+from pipeline.run import RunReport, refuse_a_file
 from pipeline.runlog import RunLog
 from pipeline.segment import Cutter, PsdEstimate, estimate_psd
+from pipeline.shard_task import checks_of, reported
 from pipeline.simulate import Simulator
 from pipeline.waveform import WaveformError
 from storage.arrays import Array

@@ -12,14 +12,14 @@ from pipeline.likelihood import Likelihood, SegmentNoise, Waves
 from pipeline.memory import keep_freed_memory
 from pipeline.noise import optimal_snr
 from pipeline.phase import curve_of, draw_phase, harmonics_of
-from pipeline.run import simulator_of_dataset
+from pipeline.provenance import simulator_of_dataset
 from pipeline.simulate import Simulator
 from pipeline.waveform import WaveformError
 from storage.arrays import Array, as_bytes
+from storage.manifest_proof import proved_manifest
 from storage.schema import GROUP_METADATA, Schema, shard_files
 from storage.shard_reader import ShardReader
 from storage.urls import store_of
-from storage.verify import proved_manifest
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pipeline.cluster import ClusterConfig, connect
 from pipeline.config import DatasetConfig
-from pipeline.run import describe_dataset, simulate_shard
+from pipeline.description import describe_dataset
 from pipeline.runlog import ShardReport
+from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from pipeline.window import map_window
 from pipeline.wraparound import LONGER, Wraparound, measure_wraparound

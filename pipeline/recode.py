@@ -12,15 +12,10 @@ import numpy as np
 
 from pipeline.cluster import ClusterConfig
 from pipeline.promise import largest_peak
-from pipeline.run import (
-    RunReport,
-    checks_of,
-    complete,
-    refuse_a_file,
-    reported,
-    simulator_of_dataset,
-)
+from pipeline.provenance import simulator_of_dataset
+from pipeline.run import RunReport, complete, refuse_a_file
 from pipeline.runlog import ShardReport
+from pipeline.shard_task import checks_of, reported
 from storage.arrays import as_bytes
 from storage.dataset import create_dataset, read_psd, read_schema
 from storage.encodings import (
@@ -32,10 +27,10 @@ from storage.encodings import (
 )
 from storage.errors import InputError
 from storage.manifest import read_table, require_complete
+from storage.manifest_proof import proved_manifest, proved_manifests
 from storage.schema import GROUP_METADATA, Event, Schema, Source, shard_files
 from storage.shard_reader import ShardReader
 from storage.urls import Store, store_of
-from storage.verify import proved_manifest, proved_manifests
 from storage.writer import write_shard
 
 

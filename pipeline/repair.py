@@ -9,20 +9,23 @@ from pathlib import Path
 
 from pipeline.cluster import ClusterConfig
 from pipeline.config import simulation_from_dict
-from pipeline.run import RECORDED, nothing_left_half_written, on_workers, simulate_shard
+from pipeline.provenance import RECORDED
+from pipeline.run import nothing_left_half_written, on_workers
 from pipeline.runlog import RunLog, ShardReport
+from pipeline.shard_task import simulate_shard
 from pipeline.simulate import psds_of
 from pipeline.verify import MOST_LINES, verify_dataset
 from storage.dataset import is_recorded_psd, read_schema
+from storage.digests import file_digest
 from storage.documents import parse_json, sealed_document, sealed_json
 from storage.errors import UNREADABLE, DamagedDataError, InputError
-from storage.examine import Finding
+from storage.finding import Finding
+from storage.inventory import Inventory, take_inventory
 from storage.manifest import Manifest, manifest_path, parse_manifest, recorded_digest
 from storage.metadata import children_files
 from storage.progress import progress_bar
 from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK, Schema, shard_files
 from storage.urls import Store, store_of
-from storage.verify import Inventory, file_digest, take_inventory
 
 NOT_SIMULATED = (
     "its events were cut out of frames and cannot be simulated; run the same `strainflow cut` "

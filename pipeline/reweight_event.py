@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.evaluate import Evaluated, Samples
 from pipeline.event_prior import EventPrior
 from pipeline.importance import weigh
-from pipeline.run import simulator_of_dataset
+from pipeline.provenance import simulator_of_dataset
 from storage.dataset import dataset_digest
 from storage.errors import InputError
 from storage.manifest import dataset_identity

@@ -5,62 +5,29 @@ the URL of a data set and the number of a shard; the worker reads the physics fr
 own metadata, so that what is simulated is what is recorded.
 """
 
-import os
-import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
-from importlib.metadata import version
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import TypeVar
 
 from pipeline.cluster import ClusterConfig, connect
-from pipeline.config import (
-    DatasetConfig,
-    FrameNoise,
-    simulation_from_dict,
-    simulation_to_dict,
-    with_whole_paths,
-    without_paths,
-)
-from pipeline.detector import Detector
-from pipeline.distributions import Distribution
-from pipeline.frame_noise import frames_facts
-from pipeline.memory import keep_freed_memory
-from pipeline.null_stream import check_shard
-from pipeline.prior_text import describe
-from pipeline.priors import PARAMETERS
-from pipeline.promise import encoding_of
+from pipeline.config import DatasetConfig, with_whole_paths
+from pipeline.description import describe_dataset
 from pipeline.runlog import RunLog, ShardReport
+from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from pipeline.window import map_window
-from storage.dataset import create_dataset, read_psd, read_schema
-from storage.errors import InputError, PeakError
+from storage.dataset import create_dataset
+from storage.errors import InputError
 from storage.local import LocalStore
-from storage.manifest import (
-    Manifest,
-    dataset_identity,
-    first_problem,
-    iterate_manifests,
-    manifest_path,
-)
+from storage.manifest import first_problem, iterate_manifests, manifest_path
 from storage.progress import progress_bar
-from storage.schema import Event, Parameter, Schema
+from storage.schema import Schema
 from storage.urls import Store, store_of
-from storage.writer import write_shard
-
-# What the metadata have to hold so that events can be simulated again.
-RECORDED = ("configuration", "detectors", "versions")
-NULL_STREAM_EVENTS = 2  # the loudest of a shard: 4 ms each
-
-# LALSimulation holds Python's lock: a worker with several threads gains nothing by taking turns.
-_one_at_a_time = threading.Lock()
 
 Result = TypeVar("Result")
 
@@ -223,188 +190,3 @@ def _sound_shards(store: Store, schema: Schema) -> set[int]:
         else:
             store.remove(manifest_path(manifest.shard))
     return present
-
-
-def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
-    """What the data set of a configuration is."""
-    segment, physics = config.segment, with_whole_paths(config.simulation)
-    noise = physics.noise
-    frames = {"noise_frames": frames_facts(noise)} if isinstance(noise, FrameNoise) else {}
-    return Schema(
-        events=config.events,
-        events_per_shard=min(config.events_per_shard, config.events),
-        detectors=tuple(detector.name for detector in simulator.detectors),
-        samples=segment.samples,
-        sample_rate=segment.sample_rate,
-        encoding=encoding_of(config, simulator),
-        noisy=config.noise != "none",
-        parameters=parameter_columns(config.prior.distributions()),
-        frequencies=simulator.psd.shape[1],
-        frequency_step=1 / segment.generation_duration,
-        provenance={
-            "configuration": simulation_to_dict(without_paths(physics)),
-            "seed": config.seed,
-            "start_time": segment.start_time,
-            "band": [config.waveform.f_lower, segment.sample_rate / 2],
-            "detectors": [detector.to_dict() for detector in simulator.detectors],
-            "versions": library_versions(),
-            **frames,
-        },
-    )
-
-
-def parameter_columns(priors: Mapping[str, Distribution]) -> tuple[Parameter, ...]:
-    """The columns of the table of parameters.
-
-    Args:
-        priors: Of each parameter.
-    """
-    return tuple(
-        Parameter(
-            name=name,
-            unit=facts.unit,
-            prior=describe(priors[name]),
-            minimum=_finite(priors[name].minimum),
-            maximum=_finite(priors[name].maximum),
-        )
-        for name, facts in PARAMETERS.items()
-    )
-
-
-def simulate_shard(
-    url: str,
-    shard: int,
-    approve: Callable[[Manifest], Manifest] = lambda manifest: manifest,
-) -> ShardReport:
-    """Simulate and write one shard; the task of a worker.
-
-    Args:
-        url: The data set.
-        shard: Its number.
-        approve: As for `write_shard`.
-    """
-    keep_freed_memory()
-    identity = dataset_identity(url)
-    with _one_at_a_time, reported() as report:
-        simulator, schema = _simulator_of_dataset(url, identity)
-        events = as_recoded(simulator.events(schema.events_of(shard)), schema)
-        checks = partial(checks_of, url, shard)
-        try:
-            return report(write_shard(url, schema, shard, events, checks, approve))
-        except PeakError as error:
-            raise InputError(f"{error}, or simulate with a lower maximum of network_snr") from None
-
-
-def simulator_of_dataset(url: str) -> tuple[Simulator, Schema]:
-    """The simulator of a data set's events, and what the data set is.
-
-    Whatever versions the libraries here have: good for predictions, while the bits of the data
-    set's own events come only from those that it records.
-
-    Raises:
-        InputError: The data set does not say how it was simulated.
-    """
-    schema = read_schema(url)
-    _require_provenance(schema, url)
-    detectors = tuple(map(Detector.from_dict, schema.provenance["detectors"]))
-    config = simulation_from_dict(schema.provenance["configuration"])
-    return Simulator(config, detectors, read_psd(url)), schema
-
-
-def as_recoded(events: Iterable[Event], schema: Schema) -> Iterator[Event]:
-    """Events as those data sets held them from which this one was recoded, the first one first."""
-    earlier = schema.encodings_before
-    for event in events:
-        strain = event.strain
-        for encoding in earlier:
-            strain = encoding.decode(encoding.encode(strain, event.number, schema.noisy))
-        yield replace(event, strain=strain)
-
-
-@contextmanager
-def reported() -> Iterator[Callable[[Manifest], ShardReport]]:
-    """Time what a worker does for a shard; gives what turns its manifest into the report."""
-    start, cpu_start = time.perf_counter(), time.process_time()
-    yield lambda manifest: ShardReport(
-        shard=manifest.shard,
-        events=manifest.events,
-        bytes=manifest.bytes,
-        rejected=manifest.rejected,
-        failed_checks=tuple(name for name, found in manifest.checks.items() if not found["passed"]),
-        core_seconds=time.process_time() - cpu_start,
-        seconds=time.perf_counter() - start,
-        worker=_worker_name(),
-        host=socket.gethostname(),
-        process=os.getpid(),
-    )
-
-
-def checks_of(url: str, shard: int) -> dict[str, dict[str, Any]]:
-    """What physics can say against a shard's files; recorded in its manifest.
-
-    Nothing of noise out of frames, which need not be what their PSD says.
-    """
-    if {"frames", "noise_frames"} & read_schema(url).provenance.keys():
-        return {}
-    report = check_shard(url, shard, NULL_STREAM_EVENTS)
-    return {} if report is None else {"null_stream": asdict(report)}
-
-
-def _worker_name() -> str:
-    from distributed import get_worker
-
-    try:
-        return str(get_worker().name)
-    except ValueError:  # not called by Dask
-        return ""
-
-
-@lru_cache(maxsize=1)
-def _simulator_of_dataset(url: str, identity: str) -> tuple[Simulator, Schema]:
-    """The same for who writes events, once a worker and content of the metadata.
-
-    Raises:
-        InputError: A library here has another version than the data set says.
-    """
-    schema = read_schema(url)
-    _require_provenance(schema, url)
-    _require_same_libraries(schema.provenance["versions"], url)
-    return simulator_of_dataset(url)
-
-
-def _require_provenance(schema: Schema, url: str) -> None:
-    """Refuse a data set of another writer, who need not say how it was made.
-
-    Raises:
-        InputError: It does not say how it was simulated.
-    """
-    for name in RECORDED:
-        if name not in schema.provenance:
-            raise InputError(
-                f"{url}: its metadata do not say how it was simulated (no {name!r}), so no "
-                "event of it can be simulated again; to recode it, name an --encoding"
-            )
-
-
-def library_versions() -> dict[str, str]:
-    """Of all that the bits of an event come from."""
-    names = ("strainflow", "pycbc", "lalsuite", "numpy", "pyfftw", "scipy", "astropy", "numcodecs")
-    return {name: version(name) for name in names}
-
-
-def _require_same_libraries(recorded: Mapping[str, str], url: str) -> None:
-    """Refuse to write events that other libraries may round in another way.
-
-    Raises:
-        InputError: A library here has another version than the data set says.
-    """
-    for name, here in library_versions().items():
-        if recorded.get(name) != here:
-            raise InputError(
-                f"{url}: is made with {name} {recorded.get(name)}, the worker on "
-                f"{socket.gethostname()} has {here}; install the same versions there"
-            )
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None

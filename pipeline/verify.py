@@ -7,20 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.cluster import ClusterConfig
-from pipeline.run import RECORDED, on_workers
-from storage.examine import Finding
+from pipeline.provenance import RECORDED
+from pipeline.run import on_workers
+from storage.finding import Finding
+from storage.inventory import FOREIGN, LINK, Inventory, take_inventory
 from storage.progress import progress_bar
 from storage.schema import shard_files
 from storage.urls import Store, store_of
-from storage.verify import (
-    FOREIGN,
-    LINK,
-    Inventory,
-    ShardVerdict,
-    look_at_lengths,
-    take_inventory,
-    verify_shard,
-)
+from storage.verify import ShardVerdict, look_at_lengths, verify_shard
 
 # Up to so many bytes are read sooner than workers are started.
 READ_HERE = 2 * 10**9

@@ -10,7 +10,8 @@ from crc32c import crc32c
 
 from storage.arrays import Array
 from storage.documents import parse_json
-from storage.errors import DamagedDataError, Unreadable, printable
+from storage.errors import DamagedDataError, Unreadable
+from storage.finding import Finding
 from storage.manifest import Manifest
 from storage.schema import Event, Schema, shard_files
 from storage.shard import event_key
@@ -18,30 +19,6 @@ from storage.shard_reader import read_index
 from storage.tar import padding, walk_tar
 from storage.urls import InputFile, Store
 from storage.writer import event_facts, shard_layout
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is not as it was written.
-
-    Attributes:
-        file: Its path within the data set.
-        what: What is wrong with it.
-        shard: Of which shard it is; None where it is of none.
-        events: Those that are damaged by it; none where no event is.
-        mendable: Whether it is for `strainflow repair` to mend; not so what is somebody else's, or
-            may not be read.
-    """
-
-    file: str
-    what: str
-    shard: int | None = None
-    events: tuple[int, ...] = ()
-    mendable: bool = True
-
-    def __str__(self) -> str:
-        place = "" if self.shard is None else f" (shard {self.shard}{_numbers(self.events)})"
-        return f"{printable(self.file)}: {self.what}{place}"
 
 
 @dataclass(frozen=True)
@@ -188,15 +165,3 @@ class Examination:
             header = layout.before_strain
             yield parse_json(file.read(offset - header - size, size), path)
         file.close()
-
-
-def _numbers(events: tuple[int, ...]) -> str:
-    """Say which events, in as few words as they need."""
-    if not events:
-        return ""
-    if len(events) == 1:
-        return f", event {events[0]}"
-    if events[-1] - events[0] + 1 == len(events):
-        return f", events {events[0]} to {events[-1]}"
-    shown = ", ".join(map(str, events[:10]))
-    return f", events {shown}{', ...' if len(events) > 10 else ''}"

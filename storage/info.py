@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import MEND, DamagedDataError
+from storage.inventory import take_inventory
 from storage.manifest import first_problem, manifest_path, manifests_or_damage
 from storage.schema import Source, shard_files
 from storage.urls import store_of
-from storage.verify import take_inventory
 
 RESTORED = "; `strainflow repair {}` restores it"
 MOST_NAMES = 10  # of damaged manifests in words

@@ -8,8 +8,9 @@ from unreadable import on_a_bad_sector
 
 import strainflow
 from pipeline.config import DatasetConfig
+from pipeline.description import describe_dataset
 from pipeline.repair import mend_shard
-from pipeline.run import describe_dataset, simulate_shard
+from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, read_schema
 from storage.manifest import read_manifests

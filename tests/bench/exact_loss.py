@@ -17,7 +17,7 @@ import torch
 
 import model
 from pipeline.likelihood import SegmentNoise
-from pipeline.run import simulator_of_dataset
+from pipeline.provenance import simulator_of_dataset
 from storage.dataset import read_schema
 from storage.stream import EventStream
 

@@ -18,9 +18,10 @@ import lalsimulation
 import numpy as np
 
 from pipeline.config import DatasetConfig
+from pipeline.description import describe_dataset
 from pipeline.memory import keep_freed_memory
 from pipeline.priors import PARAMETERS
-from pipeline.run import describe_dataset, simulate_shard
+from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from pipeline.waveform import lal_arguments
 from storage.dataset import create_dataset

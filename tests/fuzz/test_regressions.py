@@ -10,9 +10,9 @@ from pipeline.config import SegmentConfig
 from storage.dataset import open_dataset, read_psd, read_schema
 from storage.documents import canonical_json, parse_json
 from storage.errors import DamagedDataError, InputError
+from storage.inventory import take_inventory
 from storage.local import LocalStore
 from storage.manifest import parse_manifest
-from storage.verify import take_inventory
 
 MANIFEST = "manifest/000001.json"
 CHILDREN = ("consolidated_metadata", "metadata")

@@ -31,13 +31,14 @@ from storage.dataset import (
 from storage.documents import sealed_json
 from storage.errors import DamagedDataError, InputError
 from storage.info import describe, summary
+from storage.inventory import take_inventory
 from storage.lease import Holder
 from storage.local import LocalStore
 from storage.manifest import finished_shards, parse_manifest, require_sound
 from storage.results import Posterior, read_posterior, write_posterior
 from storage.shard_reader import ShardReader, read_index
 from storage.tar import BLOCK, parse_tar_header, tar_header, walk_tar
-from storage.verify import look_at_lengths, take_inventory, verify_shard
+from storage.verify import look_at_lengths, verify_shard
 
 COUNTS = [1, pytest.param(3, marks=pytest.mark.slow)]  # times as many inputs
 MANIFEST, STRAIN = "manifest/000001.json", "strain/c/1/0/0"

@@ -22,13 +22,15 @@ from scipy.stats import kstest
 
 from pipeline import event_prior
 from pipeline.cut import CutConfig, cut_dataset
+from pipeline.description import describe_dataset
 from pipeline.event_prior import EventPrior
 from pipeline.frames import Frames, Stretch
 from pipeline.moments import Moment, read_injections, usual_time
 from pipeline.priors import PARAMETERS
+from pipeline.provenance import simulator_of_dataset
 from pipeline.repair import repair_dataset
-from pipeline.run import describe_dataset, simulate_shard, simulator_of_dataset
 from pipeline.segment import Cutter, estimate_psd
+from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from pipeline.verify import verify_dataset
 from storage import TarStream

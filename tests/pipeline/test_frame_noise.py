@@ -10,10 +10,12 @@ from scipy.stats import kstest
 
 from pipeline.config import SimulationConfig, simulation_from_dict, simulation_to_dict
 from pipeline.cut import CutConfig, cut_dataset
+from pipeline.description import describe_dataset
 from pipeline.frame_noise import NoiseSource
 from pipeline.frames import Frames
+from pipeline.provenance import simulator_of_dataset
 from pipeline.repair import repair_dataset
-from pipeline.run import describe_dataset, simulate_dataset, simulator_of_dataset
+from pipeline.run import simulate_dataset
 from pipeline.segment import Cutter
 from pipeline.simulate import Simulator, simulate_event
 from storage.dataset import create_dataset, open_dataset, read_psd, read_schema

@@ -8,10 +8,10 @@ import pytest
 from scipy.stats import kstest, norm
 
 from pipeline.config import SegmentConfig
+from pipeline.description import describe_dataset
 from pipeline.likelihood import Likelihood, SegmentNoise, Waves
 from pipeline.noise import Whitening
 from pipeline.priors import PARAMETERS
-from pipeline.run import describe_dataset
 from pipeline.simulate import Simulator
 from pipeline.waveform import start_taper
 from storage.encodings import ENCODINGS

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_t
 
+from pipeline.description import describe_dataset
 from pipeline.evaluate import evaluate, read_strain
 from pipeline.likelihood import Likelihood, SegmentNoise, Waves
 from pipeline.prior_text import describe
 from pipeline.priors import PARAMETERS
+from pipeline.provenance import simulator_of_dataset
 from pipeline.reweight_event import Gathered, Target
-from pipeline.run import describe_dataset, simulate_shard, simulator_of_dataset
+from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, dataset_digest
 from storage.results import Posterior

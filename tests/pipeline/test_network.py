@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.config import DetectorConfig
+from pipeline.description import describe_dataset
 from pipeline.detector import Detector
 from pipeline.network import EMR, SARDINIA, detectors_of, own_detector, triangle
-from pipeline.run import describe_dataset, simulate_shard
+from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset
 from storage.errors import InputError

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from pipeline.description import describe_dataset
 from pipeline.null_stream import (
     LARGEST_SHARE,
     LARGEST_Z,
@@ -20,7 +21,6 @@ from pipeline.null_stream import (
     share_of_signal,
 )
 from pipeline.priors import PARAMETERS
-from pipeline.run import describe_dataset
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset
 from storage.schema import shard_files

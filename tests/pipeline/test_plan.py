@@ -5,8 +5,9 @@ import json
 import pytest
 
 import strainflow
+from pipeline.description import describe_dataset
 from pipeline.plan import make_plan
-from pipeline.run import describe_dataset, simulate_dataset
+from pipeline.run import simulate_dataset
 from pipeline.simulate import Simulator
 from storage.errors import InputError
 from storage.writer import dataset_size

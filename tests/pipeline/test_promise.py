@@ -7,9 +7,11 @@ import pytest
 from scipy.stats import norm
 
 import storage
+from pipeline.description import describe_dataset
 from pipeline.null_stream import LARGEST_Z
 from pipeline.promise import encoding_of, largest_peak
-from pipeline.run import describe_dataset, simulate_dataset, simulate_shard
+from pipeline.run import simulate_dataset
+from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, read_schema
 from storage.encodings import LARGEST_LOSS, default_loss, encoding_for

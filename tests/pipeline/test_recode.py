@@ -14,9 +14,11 @@ import pytest
 import storage
 import strainflow
 from pipeline.cluster import ClusterConfig
+from pipeline.description import describe_dataset
 from pipeline.recode import RecodeConfig, recode_dataset
 from pipeline.repair import repair_dataset
-from pipeline.run import describe_dataset, simulate_dataset, simulate_shard
+from pipeline.run import simulate_dataset
+from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from pipeline.verify import verify_dataset
 from storage.dataset import create_dataset, read_schema

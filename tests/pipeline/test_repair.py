@@ -18,8 +18,10 @@ from permitted import skipped_where_not_permitted
 
 import strainflow
 from pipeline.cluster import ClusterConfig
+from pipeline.provenance import simulator_of_dataset
 from pipeline.repair import _Proof, repair_dataset
-from pipeline.run import checks_of, simulate_dataset, simulator_of_dataset
+from pipeline.run import simulate_dataset
+from pipeline.shard_task import checks_of
 from pipeline.verify import verify_dataset
 from storage.dataset import read_schema
 from storage.documents import canonical_json, parse_json

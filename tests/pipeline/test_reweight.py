@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+from pipeline.description import describe_dataset
 from pipeline.evaluate import evaluate, read_strain
 from pipeline.likelihood import Likelihood, SegmentNoise
 from pipeline.priors import PARAMETERS
+from pipeline.provenance import simulator_of_dataset
 from pipeline.reweight import ReweightConfig, reweight_results
 from pipeline.reweight_event import Gathered, Target
-from pipeline.run import describe_dataset, simulate_shard, simulator_of_dataset
+from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, dataset_digest, read_parameters
 from storage.errors import InputError

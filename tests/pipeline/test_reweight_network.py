@@ -8,10 +8,12 @@ import pytest
 from toy import SMALL_NETWORK
 
 from model.train import train
+from pipeline.description import describe_dataset
 from pipeline.evaluate import read_strain
 from pipeline.likelihood import Likelihood, SegmentNoise
 from pipeline.priors import PARAMETERS
-from pipeline.run import describe_dataset, simulate_shard, simulator_of_dataset
+from pipeline.provenance import simulator_of_dataset
+from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, read_parameters
 from storage.results import read_posterior, result_files

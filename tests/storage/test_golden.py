@@ -21,8 +21,9 @@ from storage.documents import canonical_json, sealed_json
 from storage.encodings import ENCODINGS
 from storage.errors import InputError
 from storage.info import describe
+from storage.inventory import take_inventory
 from storage.manifest import read_manifests, require_complete
-from storage.verify import take_inventory, verify_shard
+from storage.verify import verify_shard
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FACTS = json.loads((GOLDEN / "golden.json").read_text())

@@ -19,6 +19,7 @@ from streams import flip_in_event, open_stream
 from storage.dataset import create_dataset, read_optimal_snr, read_parameters, read_psd, read_schema
 from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError, InputError
+from storage.inventory import take_inventory
 from storage.lease import SETTLE_SECONDS, STALE_SECONDS, Holder
 from storage.local import LocalStore
 from storage.manifest import manifest_path, require_complete
@@ -29,7 +30,7 @@ from storage.schema import shard_files
 from storage.shard_reader import ShardReader
 from storage.tables import ShardTables
 from storage.urls import local_folder, store_of
-from storage.verify import look_at_lengths, take_inventory, verify_shard
+from storage.verify import look_at_lengths, verify_shard
 
 SIZES = ({}, {"encoding": ENCODINGS["float32+blosc"], "samples": 4096})
 NUMBERS = itertools.count()

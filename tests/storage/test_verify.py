@@ -12,24 +12,21 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
-import blake3
 import pytest
 from unreadable import on_a_bad_sector
 
-from storage import local
-from storage.bench.limits import drop_from_cache, resident_share
 from storage.dataset import create_dataset, read_schema
 from storage.documents import canonical_json, parse_json
 from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError, InputError
+from storage.inventory import take_inventory
 from storage.local import LocalStore
 from storage.schema import GROUP_COPY, GROUP_METADATA, PSD_CHUNK
-from storage.verify import file_digest, look_at_lengths, take_inventory, verify_shard
+from storage.verify import look_at_lengths, verify_shard
 
 FLIPS, FLIPS_OF_EACH_FILE = 1000, 8
 KINDS = ("int16", "int16+blosc")
 BLOCK = 512
-PAGE = 4096
 TABLES = {"parameters": 3, "optimal_snr": 3}  # columns
 CHILDREN = [f"{name}/zarr.json" for name in ("manifest", "strain", "parameters", "optimal_snr")]
 
@@ -722,54 +719,3 @@ def test_a_finding_says_where_in_one_line(damaged):
     (damaged.folder / "optimal_snr/c/1/0").unlink()
     (found,) = findings(damaged.folder)
     assert str(found) == "optimal_snr/c/1/0: is missing (shard 1, events 3 to 5)"
-
-
-# Past the page cache, and through it
-
-
-@pytest.fixture
-def short_pieces(monkeypatch):
-    """Pieces of two pages, so that a short file has many."""
-    monkeypatch.setattr(local, "PAST_CACHE", 2 * PAGE)
-
-
-@pytest.mark.usefixtures("short_pieces")
-@pytest.mark.parametrize("length", [1, 2 * PAGE - 1, 2 * PAGE, 3 * PAGE, 4 * PAGE, 20 * PAGE + 1])
-@pytest.mark.parametrize("state", ["cold", "warm"])
-def test_a_digest_is_of_all_bytes_whether_they_are_in_memory_or_not(tmp_path, state, length):
-    path, content = tmp_path / "x", random.Random(length).randbytes(length)
-    path.write_bytes(content)
-    drop_from_cache([path])
-    if state == "warm":
-        assert path.read_bytes() == content
-    wanted = length, blake3.blake3(content).hexdigest()
-    assert file_digest(LocalStore(tmp_path), "x") == wanted
-    changed = bytes([content[0] ^ 1]) + content[1:]
-    path.write_bytes(changed)  # not synced: the disk does not have it yet
-    assert file_digest(LocalStore(tmp_path), "x") == (length, blake3.blake3(changed).hexdigest())
-
-
-@pytest.mark.usefixtures("short_pieces")
-def test_a_file_that_is_not_in_memory_is_proved_by_what_the_disk_gives(tmp_path):
-    path = tmp_path / "x"
-    path.write_bytes(bytes(20 * PAGE))
-    drop_from_cache([path])
-    with path.open("rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-        file.read(4 * PAGE)  # a part of it is
-    assert resident_share(path) == 4 / 20
-    file_digest(LocalStore(tmp_path), "x")
-    assert resident_share(path) == 4 / 20
-
-
-@pytest.mark.usefixtures("short_pieces")
-def test_a_file_that_is_mostly_in_memory_is_read_from_there(tmp_path):
-    path = tmp_path / "x"
-    path.write_bytes(bytes(20 * PAGE))
-    file = LocalStore(tmp_path).open_once("x")
-    assert not file.ahead
-    assert file.piece > 2 * PAGE
-    drop_from_cache([path])
-    file = LocalStore(tmp_path).open_once("x")
-    assert file.ahead
-    assert file.piece == 2 * PAGE
