@@ -42,7 +42,7 @@ def main(run: str, data: str, events: int = 1000, out: str | None = None) -> Non
 
     def middles(name: str, count: int) -> np.ndarray:
         """The middles of parts of a prior that are equally probable."""
-        return np.array([float(priors[name].rescale((n + 0.5) / count)) for n in range(count)])
+        return priors[name].rescale((np.arange(count) + 0.5) / count)
 
     masses, inclinations = middles("chirp_mass", MASSES), middles("theta_jn", INCLINATIONS)
     distances = middles("luminosity_distance", DISTANCES)
@@ -64,7 +64,8 @@ def main(run: str, data: str, events: int = 1000, out: str | None = None) -> Non
     amplitude = distances[0] / distances[:, None]
 
     of_exact = np.empty(events)
-    kept = {"chirp_mass": [], "luminosity_distance": [], "theta_jn": []}
+    names_kept = ("chirp_mass", "luminosity_distance", "theta_jn")
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in names_kept}
     for row in range(events):
         observed = noise.coordinates(strain[row].numpy().astype(np.float64))
         truth = dict(zip(names, batch.parameters[row].tolist(), strict=True))
@@ -101,10 +102,11 @@ def main(run: str, data: str, events: int = 1000, out: str | None = None) -> Non
             chirp_mass=masses,
             luminosity_distance=distances,
             theta_jn=inclinations,
+            allow_pickle=False,
             **{f"marginal_{name}": np.array(found) for name, found in kept.items()},
         )
 
 
 if __name__ == "__main__":
     run, data, *more = sys.argv[1:]
-    main(run, data, *map(int, more[:1]), *more[1:])
+    main(run, data, int(more[0]) if more else 1000, more[1] if more[1:] else None)

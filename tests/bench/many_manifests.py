@@ -31,7 +31,16 @@ LOOK += "import sys; require_complete(sys.argv[1], read_schema(sys.argv[1]))"
 
 def make(folder: Path, events: int) -> int:
     """Make a synthetic data set; return how many files it has."""
-    names = ("chirp_mass", "mass_ratio", "luminosity_distance", "ra", "dec", "a_1", "a_2", "tilt_1")
+    names: tuple[str, ...] = (
+        "chirp_mass",
+        "mass_ratio",
+        "luminosity_distance",
+        "ra",
+        "dec",
+        "a_1",
+        "a_2",
+        "tilt_1",
+    )
     names += ("tilt_2", "theta_jn", "psi", "phi_12", "phi_jl", "phase", "geocent_time")
     schema = Schema(
         events=events,

@@ -3,7 +3,7 @@
     python tests/bench/many_shards.py [SHARDS]
 
 Empty shards (tasks that do nothing) go through the window and the progress report of a real run, on
-two local workers. Then manifests of finished shards are read as a rerun reads them.
+two local workers.
 """
 
 import json
@@ -18,10 +18,7 @@ from pipeline.cluster import ClusterConfig, connect
 from pipeline.run import RunReport
 from pipeline.runlog import RunLog, ShardReport
 from pipeline.window import map_window
-from storage.files import read_json
-from storage.manifest import Manifest, manifest_path
 from storage.progress import progress_bar
-from storage.schema import canonical_json
 
 EVENTS_PER_SHARD = 512
 
@@ -35,7 +32,7 @@ def main(shards: int) -> None:
     process = psutil.Process()
     figures: dict[str, float] = {"shards": shards, "events": shards * EVENTS_PER_SHARD}
     with tempfile.TemporaryDirectory() as folder:
-        log = RunLog.of(Path(folder) / "x.zarr")
+        log = RunLog(Path(folder) / "x.zarr.log")
         report = RunReport("x.zarr", shards * EVENTS_PER_SHARD)
         memory = []
         with (
@@ -52,22 +49,8 @@ def main(shards: int) -> None:
                     memory.append(process.memory_info().rss / 1e6)
             figures["tasks_per_second"] = shards / (time.perf_counter() - start)
         figures |= dict(zip(("MB_at_10_percent", "MB_at_half", "MB_at_end"), memory, strict=True))
-        figures |= reading_of_manifests(Path(folder))
     figures["hours_for_1e9_events"] = 1e9 / EVENTS_PER_SHARD / figures["tasks_per_second"] / 3600
     print(json.dumps(figures, indent=1))
-
-
-def reading_of_manifests(folder: Path, count: int = 2000) -> dict[str, float]:
-    """Manifests a second, as a rerun reads them one after the other."""
-    (folder / "manifest").mkdir()
-    files = {f"strain/c/{number}/0/0": {"bytes": 1, "blake3": 64 * "0"} for number in range(3)}
-    for shard in range(count):
-        manifest = Manifest(shard, 0, 512, files, (2**31,) * EVENTS_PER_SHARD, 0.0, {}, {})
-        manifest_path(folder, shard).write_bytes(canonical_json(vars(manifest)))
-    start = time.perf_counter()
-    for shard in range(count):
-        Manifest(**read_json(manifest_path(folder, shard)))
-    return {"manifests_per_second": count / (time.perf_counter() - start)}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def compare(estimator: Estimator, rounds: int, events: int = 4) -> None:
         fast = FastFlow(flow, wanted)
         if fast.compiled == wanted:
             print(f"{name}: ready after {time.perf_counter() - start:.2f} s", flush=True)
-            calls[name] = (lambda fast=fast: fast.from_base(base, conditions)), events
+            calls[name] = partial(fast.from_base, base, conditions), events
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, (call, count) in calls.items():
@@ -104,12 +105,11 @@ def whole(estimator: Estimator, events: int) -> None:
     drawn: list[tuple[Tensor, Tensor]] = []
     for compiled in (False, True):
         drawn.clear()
-        figures = cost(
-            lambda compiled=compiled: drawn.append(
-                estimator.sample(strain, SAMPLES, compiled=compiled)
-            ),
-            events * SAMPLES,
-        )
+
+        def draw(compiled: bool = compiled) -> None:
+            drawn.append(estimator.sample(strain, SAMPLES, compiled=compiled))
+
+        figures = cost(draw, events * SAMPLES)
         print(
             f"{events} events x {SAMPLES}, {'compiled' if compiled else 'not compiled'}: "
             f"{figures[0]:.1f} us a sample an event, {figures[1]:.1f} of the processors; "

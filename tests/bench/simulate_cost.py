@@ -38,9 +38,10 @@ def main(events: int) -> None:
     simulator.event(0)  # imports and tables, once a worker
     whole, bare = [], []
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        root = create_dataset(Path(folder) / "cost.zarr", schema, simulator.psd)
+        root = Path(folder) / "cost.zarr"
+        create_dataset(root, schema, simulator.psd)
         for shard in range(schema.shards):
-            report = simulate_shard(root, shard)
+            report = simulate_shard(str(root), shard)
             whole.append(report.core_seconds / report.events)
             table = np.fromfile(root / shard_files(shard)["parameters"])
             table = table.reshape(-1, len(PARAMETERS))[: report.events]

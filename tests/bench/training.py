@@ -87,5 +87,5 @@ def main(times: int, batch: int, flags: list[str]) -> None:
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    numbers = [int(word) for word in words[:2]]
-    main(*(numbers + [10, 32][len(numbers) :]), words[2:] or list(FLAGS))
+    times, batch = int(words[0]) if words else 10, int(words[1]) if words[1:] else 32
+    main(times, batch, words[2:] or list(FLAGS))

@@ -113,7 +113,7 @@ def main() -> None:
         each = pool.map if two else map
         timed(f"{state}, {2 if two else 1}: {name}", lambda: sum(each(processor_time, tasks)))
 
-    writers = {
+    writers: dict[str, tuple[Callable[[], object], list[Path]]] = {
         "plain": (partial(write_plainly, root, folder, SCHEMA), copies),
         "plain past the cache": (partial(write_past_cache, root, lengths), copies),
         "write_shard": (partial(write_shards, folder, SCHEMA, STRAIN), files),
