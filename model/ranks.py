@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import TypeVar
 
 import torch
@@ -186,6 +187,9 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    # What optimisers import has the group as it is then for a default of its functions. A group
+    # that they hold outlives its destruction, and its threads abort the process as that ends.
+    import_module("torch.distributed.nn.functional")
     try:
         distributed.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -195,7 +199,12 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
             f"{str(error).splitlines()[0]}); start all ranks at the same time, with an address "
             "of the machine of rank 0"
         ) from None
-    yield
+    try:
+        yield
+    except Exception:
+        if device.type == "cpu":  # NCCL may wait for ranks that are gone
+            distributed.destroy_process_group()
+        raise
     ranks.meet()  # whoever leaves first would have the others ended before they are through
     distributed.destroy_process_group()
 

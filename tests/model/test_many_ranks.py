@@ -324,6 +324,45 @@ def torchrun(short, data, tmp_path):
     return start
 
 
+LEFT_BEHIND = """
+import os, torch
+from pathlib import Path
+from model.ranks import from_environment, joined
+try:
+    with joined(from_environment(os.environ), torch.device("cpu")):
+        import torch._dynamo, torch.distributed.nn.functional  # as optimisers do
+        {}
+except ZeroDivisionError:
+    pass
+for task in Path("/proc/self/task").iterdir():
+    print((task / "comm").read_text().strip())
+"""
+
+
+@pytest.mark.parametrize("end", ["pass", "1 / 0"])
+def test_ranks_leave_no_thread_of_gloo_that_would_abort_the_process_as_it_ends(end):
+    words = [sys.executable, "-c", LEFT_BEHIND.format(end)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ours = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ours |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            words,
+            env={**os.environ, **ours, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        threads = process.communicate(timeout=120)[0]
+        assert process.returncode == 0
+        assert "python" in threads
+        assert "gloo" not in threads
+
+
 @pytest.mark.slow
 def test_torchrun_starts_ranks_that_train_together(torchrun, alone, tmp_path):
     with torchrun(2) as process:
