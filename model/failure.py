@@ -87,6 +87,7 @@ def _save(
         "strain": torch.cat([share.strain for share in shares]),
         "parameters": torch.cat([share.parameters for share in shares]),
         "columns": list(loss.columns),
+        "projection": None if loss.extrinsic is None else dict(loss.extrinsic.facts),
         "seed": loss.seed,
         "device": estimator.device.type,
         "network": {name: value.cpu() for name, value in estimator.state_dict().items()},
@@ -125,7 +126,8 @@ def reproduce(path: str | Path) -> Float[Tensor, "event"]:
     batch = DeviceBatch(
         content["strain"].to(device), content["parameters"].to(device), content["events"].numpy()
     )
-    loss = Loss.of(config, estimator.to(device).train(), content["columns"])
+    columns, projection = content["columns"], content.get("projection")
+    loss = Loss.of(config, estimator.to(device).train(), columns, projection)
     with torch.no_grad():
         return loss(batch, content["purpose"], content["number"])
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pipeline.cluster import ClusterConfig
 from pipeline.config import simulation_from_dict
+from pipeline.frame_noise import psds_of
 from pipeline.run import RECORDED, nothing_left_half_written, on_workers, simulate_shard
 from pipeline.runlog import RunLog, ShardReport
-from pipeline.simulate import psds_of
 from pipeline.verify import MOST_LINES, verify_dataset
 from storage.dataset import is_recorded_psd, read_schema
 from storage.documents import parse_json, sealed_document, sealed_json

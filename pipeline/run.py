@@ -34,6 +34,7 @@ from pipeline.distributions import Distribution
 from pipeline.frame_noise import frames_facts
 from pipeline.memory import keep_freed_memory
 from pipeline.null_stream import check_shard
+from pipeline.polarisations import as_polarisations
 from pipeline.prior_text import describe
 from pipeline.priors import PARAMETERS
 from pipeline.promise import encoding_of
@@ -230,7 +231,7 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
     segment, physics = config.segment, with_whole_paths(config.simulation)
     noise = physics.noise
     frames = {"noise_frames": frames_facts(noise)} if isinstance(noise, FrameNoise) else {}
-    return Schema(
+    schema = Schema(
         events=config.events,
         events_per_shard=min(config.events_per_shard, config.events),
         detectors=tuple(detector.name for detector in simulator.detectors),
@@ -251,6 +252,7 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
             **frames,
         },
     )
+    return as_polarisations(schema, simulator) if config.stored == "polarisations" else schema
 
 
 def parameter_columns(priors: Mapping[str, Distribution]) -> tuple[Parameter, ...]:

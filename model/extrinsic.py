@@ -1,0 +1,229 @@
+"""Events out of polarisations: other distances, directions and times for each waveform and step.
+
+What the prior leaves free of what a waveform does not hold is drawn anew from it, for each event in
+each step. Where network SNRs have a window, some candidates are drawn, and the first within it is
+taken; where none is, the source with which the waveform was accepted in simulation. Given its
+waveform, that one too is a draw from the prior within the window, and waveforms were accepted with
+the probability that the window gives them: so events have the distribution of the data set of
+strain of the same configuration, however few of the candidates the window lets through.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, UInt64
+from torch import Tensor
+
+from model.prior import Prior, read_prior
+from model.projection import Facts, Projection, Sources
+from storage.arrays import Array
+from storage.errors import InputError
+from storage.order import mix64
+
+CANDIDATES = 64  # an event, where there is a window: one that lets 5 % through refuses all in 4 %
+BLOCK = 64  # samples, at most, of which the power is added up; within one it is taken as constant
+
+
+@dataclass(frozen=True)
+class Extrinsic:
+    """Makes events of polarisations.
+
+    Attributes:
+        facts: What it was made of.
+        projection: Onto the detectors.
+        columns: Of `Sources` in a batch's parameters.
+        priors: Of each that is drawn, by name.
+        window: Of network SNRs; None for none.
+    """
+
+    facts: Facts
+    projection: Projection
+    columns: tuple[int, ...]
+    priors: dict[str, Prior]
+    window: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, facts: Facts, device: torch.device) -> Self:
+        """For a data set of polarisations.
+
+        Args:
+            facts: Of `model.projection.projection_facts`.
+            device: Where events are made.
+
+        Raises:
+            InputError: A free parameter's prior cannot be drawn from here.
+            DamagedDataError: The facts are not those of such a data set.
+        """
+        projection = Projection.of(facts, device)
+        names = [column["name"] for column in facts["parameters"]]
+        if lacking := [name for name in Sources._fields if name not in names]:
+            raise InputError(
+                f"{facts['data']}: its table of parameters lacks {', '.join(lacking)}, without "
+                "which polarisations cannot be projected; simulate it with this strainflow"
+            )
+        columns = tuple(names.index(name) for name in Sources._fields)
+        priors = {}
+        for name, column in zip(Sources._fields, columns, strict=True):
+            entry = facts["parameters"][column]
+            low, high = entry["minimum"], entry["maximum"]
+            if low is not None and low == high:
+                continue
+            bounds = -math.inf if low is None else low, math.inf if high is None else high
+            prior = read_prior(entry["prior"], *bounds)
+            if prior is None:
+                raise InputError(
+                    f"{facts['data']}: the prior of {name}, {entry['prior']!r}, has no closed form "
+                    "to draw from in training; simulate with another one, such as a PowerLaw, or "
+                    "with stored: strain"
+                )
+            priors[name] = prior
+        low, high = facts["projection"].get("network_snr") or (0.0, None)
+        window = (low, math.inf if high is None else high)
+        return cls(facts, projection, columns, priors, None if window == (0, math.inf) else window)
+
+    def __call__(
+        self,
+        series: Float[Tensor, "event polarisation time"],
+        parameters: Float64[Tensor, "event parameter"],
+        seeds: UInt64[Array, "event"] | None,
+    ) -> tuple[Float[Tensor, "event detector time"], Float64[Tensor, "event parameter"]]:
+        """Make events.
+
+        Args:
+            series: Stored polarisations, decoded [sigma].
+            parameters: As they are stored: of the sources that were accepted in simulation.
+            seeds: One an event, any 64 bits; None for the sources as they are stored.
+
+        Returns:
+            Whitened signals [sigma], and their parameters.
+        """
+        sources = Sources(*(parameters[:, column] for column in self.columns))
+        if seeds is not None and self.priors:
+            sources = self.draw(series, sources, seeds)
+            places = torch.tensor(self.columns, device=parameters.device)
+            parameters = parameters.index_copy(1, places, torch.stack(sources, 1))
+        return self.projection(series, sources), parameters
+
+    def draw(
+        self,
+        series: Float[Tensor, "event polarisation time"],
+        stored: Sources,
+        seeds: UInt64[Array, "event"],
+    ) -> Sources:
+        """Draw a source for each event.
+
+        Args:
+            series: Stored polarisations, decoded [sigma].
+            stored: The sources that were accepted in simulation.
+            seeds: One an event.
+        """
+        candidates = self._candidates(stored, seeds, 1 if self.window is None else CANDIDATES)
+        if self.window is None:
+            return Sources(*(column[:, 0] for column in candidates))
+        low, high = self.window
+        snr = self.network_snr(series, candidates)
+        inside: Bool[Tensor, "event candidate"] = (snr >= low) & (snr <= high)
+        found, first = inside.any(1), inside.int().argmax(1, keepdim=True)
+        return Sources(
+            *(
+                torch.where(found, drawn.gather(1, first)[:, 0], known)
+                for drawn, known in zip(candidates, stored, strict=True)
+            )
+        )
+
+    def network_snr(
+        self, series: Float[Tensor, "event polarisation time"], sources: Sources
+    ) -> Float64[Tensor, "event candidate"]:
+        """Optimal SNR of the network in the segment, without projecting.
+
+        Of each PSD, the power of both polarisations and their product are added up along the
+        series. How much of them a detector has in the segment follows from the shift in time.
+
+        Args:
+            series: Stored polarisations, decoded [sigma].
+            sources: Some candidates an event.
+        """
+        projection, samples = self.projection, series.shape[-1]
+        way = projection.way(sources)
+        sums = [_Sums.of(item) for item in self._whitened_anew(series)]
+        squares = torch.zeros_like(sources.ra)
+        for detector, number in enumerate(projection.psd_of):
+            plus, cross, shift = (column[..., detector] for column in way)
+            start = samples - projection.samples - shift * projection.sample_rate
+            powers = sums[number].between(start, start + projection.samples)
+            for factor, power in zip((plus**2, cross**2, 2 * plus * cross), powers, strict=True):
+                squares += factor * power
+        return squares.clamp(min=0).sqrt()
+
+    def _candidates(self, stored: Sources, seeds: UInt64[Array, "event"], count: int) -> Sources:
+        """Draw from the priors; what is fixed stays."""
+        device = stored.ra.device
+        drawn = {}
+        for number, (name, prior) in enumerate(self.priors.items()):
+            counters = np.arange(count, dtype=np.uint64) * np.uint64(16) + np.uint64(number)
+            bits = mix64(seeds[:, None] + counters) >> np.uint64(12)
+            shares = (bits.astype(np.float64) + 0.5) / 2.0**52  # never 0 or 1
+            drawn[name] = prior.quantile(torch.from_numpy(shares)).to(device)
+        return Sources(
+            *(
+                drawn[name] if name in drawn else known[:, None].expand(-1, count)
+                for name, known in zip(Sources._fields, stored, strict=True)
+            )
+        )
+
+    def _whitened_anew(
+        self, series: Float[Tensor, "event polarisation time"]
+    ) -> list[Float[Tensor, "event polarisation time"]]:
+        """The series, whitened with each of the different PSDs."""
+        if not self.projection.is_reweighted:
+            return [series]
+        spectrum = torch.fft.rfft(series)
+        samples = series.shape[-1]
+        return [torch.fft.irfft(spectrum * item, n=samples) for item in self.projection.weights]
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Power along a circle of samples, added up in blocks.
+
+    Attributes:
+        block: Samples of one.
+        sums: Of h+^2, hx^2 and h+ hx up to the start of each block, and to the end of the last.
+    """
+
+    block: int
+    sums: Float64[Tensor, "3 event block"]
+
+    @classmethod
+    def of(cls, series: Float[Tensor, "event polarisation time"]) -> Self:
+        """Add up."""
+        block = math.gcd(series.shape[-1], BLOCK)
+        plus, cross = series.unflatten(-1, (-1, block)).unbind(1)
+        products = (plus * plus, cross * cross, plus * cross)
+        sums = torch.stack([item.sum(-1, dtype=torch.float64) for item in products]).cumsum(-1)
+        return cls(block, torch.nn.functional.pad(sums, (1, 0)))
+
+    def between(
+        self, start: Float64[Tensor, "event candidate"], stop: Float64[Tensor, "event candidate"]
+    ) -> Float64[Tensor, "3 event candidate"]:
+        """The sums over a stretch.
+
+        Args:
+            start: Sample at which it begins, may be before the first and a fraction.
+            stop: Sample at which it ends.
+        """
+        return self._up_to(stop) - self._up_to(start)
+
+    def _up_to(
+        self, sample: Float64[Tensor, "event candidate"]
+    ) -> Float64[Tensor, "3 event candidate"]:
+        blocks = self.sums.shape[-1] - 1
+        rounds, place = (sample / (self.block * blocks)).floor(), sample / self.block
+        place = place - rounds * blocks
+        before = place.floor().clamp(0, blocks - 1)
+        index = before.long().expand(3, -1, -1)
+        low, high = self.sums.gather(-1, index), self.sums.gather(-1, index + 1)
+        return rounds * self.sums[..., -1:] + low + (high - low) * (place - before)
