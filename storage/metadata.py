@@ -250,6 +250,8 @@ def _without_choice(setting: tuple[str, object]) -> tuple[str, object]:
 
 def _refuse_provenance(schema: Schema) -> None:
     """Refuse what is told of the data set's making in another form than we read it in."""
+    if schema.polarisations and schema.noisy:  # noise is a detector's
+        raise ValueError("noisy")
     configuration = schema.provenance.get("configuration", {})
     sections = (
         configuration,
