@@ -18,13 +18,15 @@ from jaxtyping import Bool, Float, Float64, UInt64
 from torch import Tensor
 
 from model.prior import Prior, read_prior
-from model.projection import Facts, Projection, Sources
+from model.projection import Facts, Projection, Sources, Way, parts_of
 from storage.arrays import Array
 from storage.errors import InputError
 from storage.order import mix64
 
 CANDIDATES = 64  # an event, where there is a window: one that lets 5 % through refuses all in 4 %
-BLOCK = 64  # samples, at most, of which the power is added up; within one it is taken as constant
+BLOCK = (
+    16  # samples, at most, over which power is taken as constant where an end of the segment cuts
+)
 
 
 @dataclass(frozen=True)
@@ -146,17 +148,27 @@ class Extrinsic:
             series: Stored polarisations, decoded [sigma].
             sources: Some candidates an event.
         """
-        projection, samples = self.projection, series.shape[-1]
-        way = projection.way(sources)
+        way = self.projection.way(sources)
+        squares = [
+            self._squares(series[part], Way(*(column[part] for column in way)))
+            for part in parts_of(series)
+        ]
+        return torch.cat(squares).clamp(min=0).sqrt()
+
+    def _squares(
+        self, series: Float[Tensor, "event polarisation time"], way: Way
+    ) -> Float64[Tensor, "event candidate"]:
+        """Of the network's SNRs."""
+        projection = self.projection
         sums = [_Sums.of(item) for item in self._whitened_anew(series)]
-        squares = torch.zeros_like(sources.ra)
+        squares = torch.zeros_like(way.plus[..., 0])
         for detector, number in enumerate(projection.psd_of):
             plus, cross, shift = (column[..., detector] for column in way)
-            start = samples - projection.samples - shift * projection.sample_rate
+            start = series.shape[-1] - projection.samples - shift * projection.sample_rate
             powers = sums[number].between(start, start + projection.samples)
             for factor, power in zip((plus**2, cross**2, 2 * plus * cross), powers, strict=True):
                 squares += factor * power
-        return squares.clamp(min=0).sqrt()
+        return squares
 
     def _candidates(self, stored: Sources, seeds: UInt64[Array, "event"], count: int) -> Sources:
         """Draw from the priors; what is fixed stays."""

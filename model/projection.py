@@ -9,7 +9,7 @@ detector with another one by the ratio of the two.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -23,7 +23,9 @@ from storage.errors import DamagedDataError, InputError
 from storage.schema import Schema
 
 LIGHT = 299_792_458.0  # [m/s]
-TOGETHER = 16  # events: what they take is nothing to a GPU, and little beside a step's memory
+# Events projected together. One by one on a CPU: they stay in its cache, which is 1.5 times faster
+# than 16, and no bit of them depends on the events beside them.
+TOGETHER, TOGETHER_ON_CPU = 32, 1
 _FINE = 256  # bins over which a phase is worked out; the others by products
 _NUMBERS = ("reference_distance", "reference_time", "sidereal_time", "sidereal_rate")
 _ALTERED = (
@@ -225,8 +227,7 @@ class Projection:
         """
         way = self.way(sources)
         strain = series.new_empty((len(series), len(self.responses), self.samples))
-        for rows in torch.arange(len(series)).split(TOGETHER):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        for part in parts_of(series):
             strain[part] = self._project(series[part], Way(*(column[part] for column in way)))
         return strain
 
@@ -241,6 +242,13 @@ class Projection:
             spectrum *= self.weights[list(self.psd_of)]
         whole: Tensor = torch.fft.irfft(spectrum, n=samples)
         return whole[..., -self.samples :]
+
+
+def parts_of(series: Float[Tensor, "event polarisation time"]) -> Iterator[slice]:
+    """The events that are worked on together."""
+    together = TOGETHER_ON_CPU if series.device.type == "cpu" else TOGETHER
+    for first in range(0, len(series), together):
+        yield slice(first, first + together)
 
 
 def _phases(

@@ -1,0 +1,146 @@
+"""Polarisations that are projected by torch are the simulator's signals."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from polarised import POLARISATIONS, facts_of, short, sources_of, write_set
+
+from model.estimator import DataFacts
+from model.projection import Projection, Sources, projection_facts
+from pipeline.config import DatasetConfig
+from pipeline.polarisations import PolarisationSeries
+from pipeline.simulate import Simulator
+from storage import open_dataset
+from storage.dataset import read_optimal_snr, read_parameters, read_schema
+from storage.errors import DamagedDataError
+from strainflow import read_config
+
+CPU = torch.device("cpu")
+ROUNDING = 1e-6  # of the norm; 4e-7 at most were found
+
+
+class Pair:
+    """A simulator, and the projection of its polarisations."""
+
+    def __init__(self, config) -> None:
+        self.simulator = Simulator.from_config(config.simulation)
+        self.facts = facts_of(config, self.simulator)
+        self.projection = Projection.of(self.facts, CPU)
+        self.stored = PolarisationSeries.of(config, self.simulator.psd)
+
+    def draw(self, seed):
+        """A waveform's source, what is stored of it, and the same waveform elsewhere."""
+        generator = np.random.default_rng(seed)
+        first, other = (self.simulator.draw_parameters(generator) for _ in range(2))
+        waves = self.simulator.waves(first)
+        series = self.stored.series(waves, first["luminosity_distance"])
+        return series, {**first, **{name: other[name] for name in Sources._fields}}
+
+    def error(self, seed, projection=None, **changes):
+        """Norm of the difference to the simulator's signal over the norm of that."""
+        series, source = self.draw(seed)
+        wanted = torch.from_numpy(self.simulator.signal(source))
+        project = projection or self.projection
+        found = project(torch.from_numpy(series)[None], sources_of({**source, **changes}))[0]
+        return ((found - wanted).norm() / wanted.norm()).item()
+
+
+# Times all over the segment: what a shift moves over its ends has to come back.
+ANY_TIME = "--prior.geocent_time=Uniform(1577491215.5, 1577491218.9)"
+
+
+@pytest.fixture(scope="module")
+def pair_of():
+    made = {}
+
+    def pair(recipe):
+        if recipe not in made:
+            flags = ["--events=1", "--noise=none", POLARISATIONS, ANY_TIME]
+            config = read_config(DatasetConfig, f"pipeline/recipes/{recipe}.yaml", *flags)
+            made[recipe] = Pair(config)
+        return made[recipe]
+
+    return pair
+
+
+@pytest.mark.parametrize("recipe", ["et-bbh", "hlv-bbh"])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_projection_is_the_simulators_signal_anywhere_in_the_sky(pair_of, recipe, seed):
+    assert pair_of(recipe).error(seed) < ROUNDING
+
+
+def test_the_comparison_notices_what_is_wrong_by_little(pair_of):
+    pair = pair_of("hlv-bbh")
+    series, source = pair.draw(0)
+    plain = pair.projection
+    exchanged = replace(plain, psd_of=plain.psd_of[::-1])
+    assert pair.error(0, psi=source["psi"] + 1e-3) > 100 * ROUNDING
+    assert pair.error(0, luminosity_distance=1.001 * source["luminosity_distance"]) > 9e-4
+    assert pair.error(0, geocent_time=source["geocent_time"] + 1e-5) > 100 * ROUNDING
+    assert pair.error(0, replace(plain, locations=0 * plain.locations)) > 0.01
+    assert pair.error(0, replace(plain, sidereal_rate=0.0), ra=source["ra"]) > 3 * ROUNDING
+    assert pair.error(0, exchanged) > 0.01
+
+
+@pytest.mark.parametrize("encoding", ["float32", "float16+blosc"])
+def test_a_set_of_polarisations_is_the_set_of_strain_before_the_projection(tmp_path, encoding):
+    """With the parameters that it holds, and by the window: each source is the same."""
+    plain = write_set(tmp_path / "strain.zarr", short(events=16))
+    flags = [f"--encoding={encoding}", *(["--max_snr_loss=1e-4"] if "16" in encoding else [])]
+    data = write_set(tmp_path / "p.zarr", short(POLARISATIONS, *flags, events=16))
+    assert np.array_equal(read_parameters(data), read_parameters(plain))
+    assert np.array_equal(read_optimal_snr(data), read_optimal_snr(plain))
+    schema = read_schema(data)
+    projection = Projection.of(projection_facts(schema, data), CPU)
+    table = dict(zip(schema.parameter_names, read_parameters(data).T, strict=True))
+    sources = Sources(*(torch.from_numpy(table[name].copy()) for name in Sources._fields))
+    series = torch.from_numpy(open_dataset(data).strain.values.astype(np.float32))
+    found = projection(series, sources).numpy()
+    wanted = open_dataset(plain).strain.values
+    errors = np.linalg.norm(found - wanted, axis=(1, 2)) / np.linalg.norm(wanted, axis=(1, 2))
+    # A loss of 1e-4 is an error of 0.014 of the norm of both polarisations; of what a network that
+    # hears one of them less has, it may be more.
+    assert errors.max() < (ROUNDING if encoding == "float32" else 0.03)
+    assert DataFacts.of(schema).samples == wanted.shape[-1]
+
+
+def test_an_event_does_not_depend_on_those_beside_it():
+    config = short(POLARISATIONS)
+    pair = Pair(config)
+    drawn = [pair.draw(seed) for seed in range(5)]
+    series = torch.from_numpy(np.stack([series for series, _ in drawn]))
+    sources = sources_of(*(source for _, source in drawn))
+    together = pair.projection(series, sources)
+    for row in range(5):
+        alone = Sources(*(column[row : row + 1] for column in sources))
+        assert torch.equal(pair.projection(series[row : row + 1], alone)[0], together[row])
+
+
+def test_detectors_with_one_psd_take_no_other_whitening(pair_of):
+    assert not pair_of("et-bbh").projection.is_reweighted
+    assert pair_of("hlv-bbh").projection.is_reweighted
+
+
+@pytest.mark.parametrize("lacking", ["reference_time", "sidereal_time", "samples", None])
+def test_metadata_that_do_not_say_how_are_damage(lacking):
+    config = short(POLARISATIONS)
+    facts = dict(facts_of(config, Simulator.from_config(config.simulation)))
+    projection = dict(facts["projection"])
+    facts["projection"] = None if lacking is None else projection
+    projection.pop(lacking, None)
+    with pytest.raises(DamagedDataError, match=r"events.zarr: the metadata do not say how"):
+        Projection.of(facts, CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_projects_as_the_cpu_does(pair_of):
+    pair = pair_of("hlv-bbh")
+    series, source = pair.draw(0)
+    gpu = Projection.of(pair.facts, torch.device("cuda"))
+    there = Sources(*(column.cuda() for column in sources_of(source)))
+    found = gpu(torch.from_numpy(series)[None].cuda(), there)[0].cpu()
+    wanted = torch.from_numpy(pair.simulator.signal(source))
+    assert ((found - wanted).norm() / wanted.norm()).item() < 2e-6
