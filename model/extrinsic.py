@@ -189,12 +189,17 @@ class Extrinsic:
     def _whitened_anew(
         self, series: Float[Tensor, "event polarisation time"]
     ) -> list[Float[Tensor, "event polarisation time"]]:
-        """The series, whitened with each of the different PSDs."""
-        if not self.projection.is_reweighted:
+        """The series, whitened with each of the different PSDs; they are with the first one's."""
+        projection, samples = self.projection, series.shape[-1]
+        if not projection.is_reweighted:
             return [series]
         spectrum = torch.fft.rfft(series)
-        samples = series.shape[-1]
-        return [torch.fft.irfft(spectrum * item, n=samples) for item in self.projection.weights]
+        return [
+            series
+            if number == projection.psd_of[0]
+            else torch.fft.irfft(spectrum * weight, n=samples)
+            for number, weight in enumerate(projection.weights)
+        ]
 
 
 @dataclass(frozen=True)
