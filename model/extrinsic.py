@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float64, UInt64
 from torch import Tensor
 
 from model.prior import Prior, read_prior
-from model.projection import Facts, Projection, Sources, Way, parts_of
+from model.projection import Facts, Projection, Sources, Stored, parts_of
 from storage.arrays import Array
 from storage.errors import InputError
 from storage.order import mix64
@@ -103,76 +103,56 @@ class Extrinsic:
             Whitened signals [sigma], and their parameters.
         """
         sources = Sources(*(parameters[:, column] for column in self.columns))
-        if seeds is not None and self.priors:
-            sources = self.draw(series, sources, seeds)
-            places = torch.tensor(self.columns, device=parameters.device)
-            parameters = parameters.index_copy(1, places, torch.stack(sources, 1))
-        return self.projection(series, sources), parameters
+        if seeds is None or not self.priors:
+            return self.projection(series, sources), parameters
+        candidates = self._candidates(sources, seeds)
+        strain, drawn = [], []
+        for part, stored in parts_of(series):
+            drawn.append(self._choose(stored, _rows(sources, part), _rows(candidates, part)))
+            strain.append(self.projection.project(stored, drawn[-1]))
+        columns = torch.stack([torch.cat(pieces) for pieces in zip(*drawn, strict=True)], 1)
+        places = torch.tensor(self.columns, device=parameters.device)
+        return torch.cat(strain), parameters.index_copy(1, places, columns)
 
-    def draw(
-        self,
-        series: Float[Tensor, "event polarisation time"],
-        stored: Sources,
-        seeds: UInt64[Array, "event"],
-    ) -> Sources:
-        """Draw a source for each event.
-
-        Args:
-            series: Stored polarisations, decoded [sigma].
-            stored: The sources that were accepted in simulation.
-            seeds: One an event.
-        """
-        candidates = self._candidates(stored, seeds, 1 if self.window is None else CANDIDATES)
-        if self.window is None:
-            return Sources(*(column[:, 0] for column in candidates))
-        low, high = self.window
-        snr = self.network_snr(series, candidates)
-        inside: Bool[Tensor, "event candidate"] = (snr >= low) & (snr <= high)
-        found, first = inside.any(1), inside.int().argmax(1, keepdim=True)
-        return Sources(
-            *(
-                torch.where(found, drawn.gather(1, first)[:, 0], known)
-                for drawn, known in zip(candidates, stored, strict=True)
-            )
-        )
-
-    def network_snr(
-        self, series: Float[Tensor, "event polarisation time"], sources: Sources
-    ) -> Float64[Tensor, "event candidate"]:
+    def network_snr(self, stored: Stored, sources: Sources) -> Float64[Tensor, "event candidate"]:
         """Optimal SNR of the network in the segment, without projecting.
 
         Of each PSD, the power of both polarisations and their product are added up along the
         series. How much of them a detector has in the segment follows from the shift in time.
 
         Args:
-            series: Stored polarisations, decoded [sigma].
+            stored: Of a few events.
             sources: Some candidates an event.
         """
-        way = self.projection.way(sources)
-        squares = [
-            self._squares(series[part], Way(*(column[part] for column in way)))
-            for part in parts_of(series)
-        ]
-        return torch.cat(squares).clamp(min=0).sqrt()
-
-    def _squares(
-        self, series: Float[Tensor, "event polarisation time"], way: Way
-    ) -> Float64[Tensor, "event candidate"]:
-        """Of the network's SNRs."""
-        projection = self.projection
-        sums = [_Sums.of(item) for item in self._whitened_anew(series)]
-        squares = torch.zeros_like(way.plus[..., 0])
+        projection, way = self.projection, self.projection.way(sources)
+        sums = [_Sums.of(series) for series in self._whitened_anew(stored)]
+        squares = torch.zeros_like(sources.ra)
         for detector, number in enumerate(projection.psd_of):
             plus, cross, shift = (column[..., detector] for column in way)
-            start = series.shape[-1] - projection.samples - shift * projection.sample_rate
+            start = stored.series.shape[-1] - projection.samples - shift * projection.sample_rate
             powers = sums[number].between(start, start + projection.samples)
             for factor, power in zip((plus**2, cross**2, 2 * plus * cross), powers, strict=True):
                 squares += factor * power
-        return squares
+        return squares.clamp(min=0).sqrt()
 
-    def _candidates(self, stored: Sources, seeds: UInt64[Array, "event"], count: int) -> Sources:
+    def _choose(self, stored: Stored, known: Sources, candidates: Sources) -> Sources:
+        """Take the first candidate of each event within the window, or else the known source."""
+        if self.window is None:
+            return Sources(*(column[:, 0] for column in candidates))
+        low, high = self.window
+        snr = self.network_snr(stored, candidates)
+        inside: Bool[Tensor, "event candidate"] = (snr >= low) & (snr <= high)
+        found, first = inside.any(1), inside.int().argmax(1, keepdim=True)
+        return Sources(
+            *(
+                torch.where(found, drawn.gather(1, first)[:, 0], own)
+                for drawn, own in zip(candidates, known, strict=True)
+            )
+        )
+
+    def _candidates(self, known: Sources, seeds: UInt64[Array, "event"]) -> Sources:
         """Draw from the priors; what is fixed stays."""
-        device = stored.ra.device
+        device, count = known.ra.device, 1 if self.window is None else CANDIDATES
         drawn = {}
         for number, (name, prior) in enumerate(self.priors.items()):
             counters = np.arange(count, dtype=np.uint64) * np.uint64(16) + np.uint64(number)
@@ -181,25 +161,25 @@ class Extrinsic:
             drawn[name] = prior.quantile(torch.from_numpy(shares)).to(device)
         return Sources(
             *(
-                drawn[name] if name in drawn else known[:, None].expand(-1, count)
-                for name, known in zip(Sources._fields, stored, strict=True)
+                drawn[name] if name in drawn else own[:, None].expand(-1, count)
+                for name, own in zip(Sources._fields, known, strict=True)
             )
         )
 
-    def _whitened_anew(
-        self, series: Float[Tensor, "event polarisation time"]
-    ) -> list[Float[Tensor, "event polarisation time"]]:
+    def _whitened_anew(self, stored: Stored) -> list[Float[Tensor, "event polarisation time"]]:
         """The series, whitened with each of the different PSDs; they are with the first one's."""
-        projection, samples = self.projection, series.shape[-1]
-        if not projection.is_reweighted:
-            return [series]
-        spectrum = torch.fft.rfft(series)
+        projection, samples = self.projection, stored.series.shape[-1]
         return [
-            series
+            stored.series
             if number == projection.psd_of[0]
-            else torch.fft.irfft(spectrum * weight, n=samples)
+            else torch.fft.irfft(stored.spectrum * weight, n=samples)
             for number, weight in enumerate(projection.weights)
         ]
+
+
+def _rows(sources: Sources, part: slice) -> Sources:
+    """Those of some events."""
+    return Sources(*(column[part] for column in sources))
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ detector with another one by the ratio of the two.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from jaxtyping import Complex64, Float, Float32, Float64
+from jaxtyping import Complex64, Float, Float64
 from torch import Tensor
 
 from storage.dataset import read_psd
@@ -58,6 +59,23 @@ class Way(NamedTuple):
     plus: Float64[Tensor, "*source detector"]
     cross: Float64[Tensor, "*source detector"]
     shift: Float64[Tensor, "*source detector"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Stored polarisations of a few events.
+
+    Attributes:
+        series: Decoded [sigma].
+    """
+
+    series: Float[Tensor, "event polarisation time"]
+
+    @cached_property
+    def spectrum(self) -> Complex64[Tensor, "event polarisation frequency"]:
+        """Their transforms, worked out once."""
+        spectrum: Tensor = torch.fft.rfft(self.series)
+        return spectrum
 
 
 def projection_facts(schema: Schema, data: str | Path) -> Facts | None:
@@ -120,7 +138,8 @@ class Projection:
     Attributes:
         responses: Tensors of the detectors.
         locations: Of the vertices [m].
-        weights: By which whitening with each of the different PSDs differs from the stored one.
+        weights: By which whitening with each of the different PSDs differs from the stored one;
+            complex, as are the spectra.
         psd_of: Which of these PSDs each detector has.
         samples: Of the segment, the end of the stored series.
         sample_rate: [Hz].
@@ -132,7 +151,7 @@ class Projection:
 
     responses: Float64[Tensor, "detector 3 3"]
     locations: Float64[Tensor, "detector 3"]
-    weights: Float32[Tensor, "psd frequency"]
+    weights: Complex64[Tensor, "psd frequency"]
     psd_of: tuple[int, ...]
     samples: int
     sample_rate: float
@@ -169,7 +188,7 @@ class Projection:
         return cls(
             responses,
             locations,
-            weights.to(device, torch.float32),
+            weights.to(device, torch.complex64),
             tuple(psd_of.tolist()),
             samples=samples,
             sample_rate=facts["sample_rate"],
@@ -225,30 +244,32 @@ class Projection:
             series: As they are stored, decoded [sigma].
             sources: One an event.
         """
-        way = self.way(sources)
         strain = series.new_empty((len(series), len(self.responses), self.samples))
-        for part in parts_of(series):
-            strain[part] = self._project(series[part], Way(*(column[part] for column in way)))
+        for part, stored in parts_of(series):
+            strain[part] = self.project(stored, Sources(*(column[part] for column in sources)))
         return strain
 
-    def _project(
-        self, series: Float[Tensor, "event polarisation time"], way: Way
-    ) -> Float[Tensor, "event detector time"]:
-        samples = series.shape[-1]
-        plus, cross = torch.fft.rfft(series)[:, :, None].unbind(1)
+    def project(self, stored: Stored, sources: Sources) -> Float[Tensor, "event detector time"]:
+        """The same of a few events."""
+        way, samples = self.way(sources), stored.series.shape[-1]
+        plus, cross = stored.spectrum[:, :, None].unbind(1)
         spectrum = way.plus.float()[..., None] * plus + way.cross.float()[..., None] * cross
         spectrum *= _phases(way.shift * (self.sample_rate / samples), spectrum.shape[-1])
         if self.is_reweighted:
-            spectrum *= self.weights[list(self.psd_of)]
+            for detector, psd in enumerate(self.psd_of):
+                spectrum[:, detector] *= self.weights[psd]
         whole: Tensor = torch.fft.irfft(spectrum, n=samples)
         return whole[..., -self.samples :]
 
 
-def parts_of(series: Float[Tensor, "event polarisation time"]) -> Iterator[slice]:
+def parts_of(
+    series: Float[Tensor, "event polarisation time"],
+) -> Iterator[tuple[slice, Stored]]:
     """The events that are worked on together."""
     together = TOGETHER_ON_CPU if series.device.type == "cpu" else TOGETHER
     for first in range(0, len(series), together):
-        yield slice(first, first + together)
+        part = slice(first, first + together)
+        yield part, Stored(series[part])
 
 
 def _phases(

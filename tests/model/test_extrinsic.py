@@ -15,7 +15,7 @@ from model.extrinsic import Extrinsic
 from model.failure import reproduce
 from model.history import read_history
 from model.loss import TRAINING, VALIDATION
-from model.projection import Sources
+from model.projection import Sources, Stored
 from model.train import train
 from model.trainer import Trainer
 from model.transfer import DeviceBatch
@@ -65,9 +65,11 @@ class Made:
 
     def draw(self, source, series, count, seed=1):
         """Draw some sources for a waveform."""
-        stored = Sources(*(column.expand(count) for column in sources_of(source)))
+        table = torch.zeros(count, len(self.facts["parameters"]), dtype=torch.float64)
+        table[:, list(self.extrinsic.columns)] = torch.cat(sources_of(source))
         repeated = series[None].expand(count, -1, -1)
-        return self.extrinsic.draw(repeated, stored, seeds_of(count, seed))
+        table = self.extrinsic(repeated, table, seeds_of(count, seed))[1]
+        return Sources(*table[:, list(self.extrinsic.columns)].unbind(1))
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,7 @@ def test_the_snr_without_projecting_is_the_simulators(window):
     for seed in range(5):
         source, waves, series = window.waveform(seed)
         there = Sources(*(column[:, None] for column in sources_of(source)))
-        found = window.extrinsic.network_snr(series[None], there).item()
+        found = window.extrinsic.network_snr(Stored(series[None]), there).item()
         assert found == pytest.approx(window.snr(waves, source), rel=1e-4)
 
 
@@ -152,15 +154,18 @@ def test_so_it_is_where_much_of_the_signal_lies_outside_the_segment(time):
     made = Made(NO_WINDOW, "--prior.geocent_time=Uniform(1577491217.21, 1577491218.195)")
     source, waves, series = made.waveform(2, geocent_time=time)
     there = Sources(*(column[:, None] for column in sources_of(source)))
-    found = made.extrinsic.network_snr(series[None], there).item()
+    found = made.extrinsic.network_snr(Stored(series[None]), there).item()
     assert found == pytest.approx(made.snr(waves, source), rel=0.02)
 
 
 def test_a_waveform_that_no_candidate_brings_into_the_window_keeps_its_own_source(window):
     source, _, series = window.waveform(0)
+    columns = list(window.extrinsic.columns)
+    table = torch.zeros(1, len(window.facts["parameters"]), dtype=torch.float64)
+    table[:, columns] = torch.stack(sources_of(source), 1)
     strict = replace(window.extrinsic, window=(1e6, 1e7))
-    stored = sources_of(source)
-    assert strict.draw(series[None], stored, seeds_of(1)) == stored
+    assert torch.equal(strict(series[None], table, seeds_of(1))[1], table)
+    assert not torch.equal(window.extrinsic(series[None], table, seeds_of(1))[1], table)
 
 
 def test_they_are_functions_of_the_seed_of_an_event_and_of_nothing_else(window):
