@@ -15,8 +15,8 @@ from model.embedding import make_embedding
 from model.fastflow import FastFlow, single_threads
 from model.flow import ConditionalFlow
 from model.parameters import ParameterMap
+from model.polarisations import samples_of_events
 from model.preprocess import Preprocess
-from model.projection import samples_of_events
 from storage.errors import InputError
 from storage.schema import Schema
 

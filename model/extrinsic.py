@@ -17,16 +17,17 @@ import torch
 from jaxtyping import Bool, Float, Float64, UInt64
 from torch import Tensor
 
+from model.polarisations import PolarisationFacts
 from model.prior import Prior, read_prior
-from model.projection import Facts, Projection, Sources, Stored, parts_of
+from model.projection import Projection, Sources, Stored, parts_of
 from storage.arrays import Array
 from storage.errors import InputError
 from storage.order import mix64
+from storage.schema import Parameter
 
 CANDIDATES = 64  # an event, where there is a window: one that lets 5 % through refuses all in 4 %
-BLOCK = (
-    16  # samples, at most, over which power is taken as constant where an end of the segment cuts
-)
+# Samples, at most, over which power is taken as constant where an end of the segment lies in them.
+BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -41,50 +42,38 @@ class Extrinsic:
         window: Of network SNRs; None for none.
     """
 
-    facts: Facts
+    facts: PolarisationFacts
     projection: Projection
     columns: tuple[int, ...]
     priors: dict[str, Prior]
     window: tuple[float, float] | None
 
     @classmethod
-    def of(cls, facts: Facts, device: torch.device) -> Self:
+    def of(cls, facts: PolarisationFacts, device: torch.device) -> Self:
         """For a data set of polarisations.
 
         Args:
-            facts: Of `model.projection.projection_facts`.
+            facts: Of the data set.
             device: Where events are made.
 
         Raises:
             InputError: A free parameter's prior cannot be drawn from here.
-            DamagedDataError: The facts are not those of such a data set.
         """
-        projection = Projection.of(facts, device)
-        names = [column["name"] for column in facts["parameters"]]
+        names = [parameter.name for parameter in facts.parameters]
         if lacking := [name for name in Sources._fields if name not in names]:
             raise InputError(
-                f"{facts['data']}: its table of parameters lacks {', '.join(lacking)}, without "
-                "which polarisations cannot be projected; simulate it with this strainflow"
+                f"{facts.data}: its table of parameters lacks {', '.join(lacking)}, without which "
+                "polarisations cannot be projected; simulate it with this strainflow"
             )
         columns = tuple(names.index(name) for name in Sources._fields)
-        priors = {}
-        for name, column in zip(Sources._fields, columns, strict=True):
-            entry = facts["parameters"][column]
-            low, high = entry["minimum"], entry["maximum"]
-            if low is not None and low == high:
-                continue
-            bounds = -math.inf if low is None else low, math.inf if high is None else high
-            prior = read_prior(entry["prior"], *bounds)
-            if prior is None:
-                raise InputError(
-                    f"{facts['data']}: the prior of {name}, {entry['prior']!r}, has no closed form "
-                    "to draw from in training; simulate with another one, such as a PowerLaw, or "
-                    "with stored: strain"
-                )
-            priors[name] = prior
-        low, high = facts["projection"].get("network_snr") or (0.0, None)
-        window = (low, math.inf if high is None else high)
-        return cls(facts, projection, columns, priors, None if window == (0, math.inf) else window)
+        chosen = [facts.parameters[column] for column in columns]
+        return cls(
+            facts,
+            Projection.of(facts, device),
+            columns,
+            {item.name: _prior_of(item, facts.data) for item in chosen if not item.fixed},
+            None if facts.network_snr == (0, math.inf) else facts.network_snr,
+        )
 
     def __call__(
         self,
@@ -175,6 +164,24 @@ class Extrinsic:
             else torch.fft.irfft(stored.spectrum * weight, n=samples)
             for number, weight in enumerate(projection.weights)
         ]
+
+
+def _prior_of(parameter: Parameter, data: str) -> Prior:
+    """What a parameter is drawn from.
+
+    Raises:
+        InputError: Its quantiles are not known here.
+    """
+    low = -math.inf if parameter.minimum is None else parameter.minimum
+    high = math.inf if parameter.maximum is None else parameter.maximum
+    prior = read_prior(parameter.prior, low, high)
+    if prior is None:
+        raise InputError(
+            f"{data}: the prior of {parameter.name}, {parameter.prior!r}, has no closed form to "
+            "draw from in training; simulate with another one, such as a PowerLaw, or with "
+            "stored: strain"
+        )
+    return prior
 
 
 def _rows(sources: Sources, part: slice) -> Sources:

@@ -18,8 +18,8 @@ from model.augment import TimeShift
 from model.config import TrainConfig
 from model.estimator import Estimator
 from model.extrinsic import Extrinsic
+from model.polarisations import PolarisationFacts
 from model.preprocess import Preprocess
-from model.projection import Facts
 from model.transfer import DeviceBatch
 from storage.arrays import Array
 from storage.order import mix64
@@ -54,7 +54,7 @@ class Loss:
         config: TrainConfig,
         estimator: Estimator,
         columns: Sequence[str],
-        projection: Facts | None = None,
+        polarisations: PolarisationFacts | None = None,
     ) -> "Loss":
         """That of a configuration.
 
@@ -62,14 +62,15 @@ class Loss:
             config: Of the run.
             estimator: What is trained, on its device.
             columns: Names of the parameters in a batch.
-            projection: Of `projection_facts`; None where strain is stored.
+            polarisations: That are stored; None where strain is.
 
         Raises:
             InputError: It asks for what the data are not fit for.
-            DamagedDataError: The metadata of polarisations were altered.
         """
         shift = TimeShift.of(config.augment, estimator.facts, estimator.theta)
-        extrinsic = None if projection is None else Extrinsic.of(projection, estimator.device)
+        extrinsic = None
+        if polarisations is not None:
+            extrinsic = Extrinsic.of(polarisations, estimator.device)
         return cls(estimator, columns, config.seed, shift, extrinsic)
 
     def __call__(self, batch: DeviceBatch, purpose: int, number: int) -> Float[Tensor, "event"]:

@@ -9,32 +9,22 @@ detector with another one by the ratio of the two.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Complex64, Float, Float64
 from torch import Tensor
 
-from storage.dataset import read_psd
-from storage.errors import DamagedDataError, InputError
-from storage.schema import Schema
+from model.polarisations import PolarisationFacts
 
 LIGHT = 299_792_458.0  # [m/s]
 # Events projected together. One by one on a CPU: they stay in its cache, which is 1.5 times faster
 # than 16, and no bit of them depends on the events beside them.
 TOGETHER, TOGETHER_ON_CPU = 32, 1
 _FINE = 256  # bins over which a phase is worked out; the others by products
-_NUMBERS = ("reference_distance", "reference_time", "sidereal_time", "sidereal_rate")
-_ALTERED = (
-    "the metadata do not say how polarisations are projected ({} is missing or wrong), so they "
-    "were altered; `strainflow repair` restores them from their copy"
-)
-
-Facts = Mapping[str, Any]
 
 
 class Sources(NamedTuple):
@@ -78,59 +68,6 @@ class Stored:
         return spectrum
 
 
-def projection_facts(schema: Schema, data: str | Path) -> Facts | None:
-    """What a projection has to know of a data set, in plain values and tensors.
-
-    Args:
-        schema: What the data set is.
-        data: Where it is.
-
-    Returns:
-        None where it holds the detectors' strain.
-
-    Raises:
-        DamagedDataError: Its PSD is not there, or was altered.
-    """
-    if not schema.polarisations:
-        return None
-    return {
-        "data": str(data),
-        "sample_rate": schema.sample_rate,
-        "projection": schema.provenance.get("projection"),
-        "detectors": schema.provenance.get("detectors"),
-        "parameters": [vars(parameter) for parameter in schema.parameters],
-        "psd": torch.from_numpy(read_psd(data).astype(float)),
-    }
-
-
-def samples_of_events(schema: Schema) -> int:
-    """Samples of an event in each detector, stored or to be made of polarisations.
-
-    Raises:
-        DamagedDataError: The metadata of polarisations do not say it.
-    """
-    if not schema.polarisations:
-        return schema.samples
-    projection = schema.provenance.get("projection")
-    samples = projection.get("samples") if isinstance(projection, dict) else None
-    if type(samples) is not int or not 0 < samples <= schema.samples:
-        raise DamagedDataError(_ALTERED.format(f"the number of samples {samples!r}"))
-    return samples
-
-
-def refuse_polarisations(schema: Schema, data: str | Path) -> None:
-    """Refuse a data set that holds no events of detectors.
-
-    Raises:
-        InputError: It holds polarisations.
-    """
-    if schema.polarisations:
-        raise InputError(
-            f"{data}: holds polarisations, of which training makes events, and no event of "
-            "detectors to sample; simulate a test set with stored: strain"
-        )
-
-
 @dataclass(frozen=True)
 class Projection:
     """The detectors, and what the stored series are.
@@ -161,38 +98,26 @@ class Projection:
     sidereal_rate: float
 
     @classmethod
-    def of(cls, facts: Facts, device: torch.device) -> Self:
+    def of(cls, facts: PolarisationFacts, device: torch.device) -> Self:
         """That of a data set.
 
         Args:
-            facts: Of `projection_facts`.
+            facts: Of the data set.
             device: Where it projects.
-
-        Raises:
-            DamagedDataError: They are not what a data set of polarisations records.
         """
-
-        def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-            rows = [item[name] for item in facts["detectors"]]
-            return torch.tensor(rows, dtype=torch.float64, device=device).reshape(-1, *shape)
-
-        try:
-            numbers = {name: float(facts["projection"][name]) for name in _NUMBERS}
-            samples = int(facts["projection"]["samples"])
-            responses, locations = tensor("response", (3, 3)), tensor("location", (3,))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise DamagedDataError(f"{facts['data']}: {_ALTERED.format(error)}") from None
-        psds, psd_of = torch.unique(facts["psd"], dim=0, return_inverse=True)
-        stored = facts["psd"][0]
-        weights = torch.where(psds > 0, (stored / psds).sqrt(), 0.0)
+        psds, psd_of = torch.unique(facts.psd, dim=0, return_inverse=True)
+        weights = torch.where(psds > 0, (facts.psd[0] / psds).sqrt(), 0.0)
         return cls(
-            responses,
-            locations,
-            weights.to(device, torch.complex64),
-            tuple(psd_of.tolist()),
-            samples=samples,
-            sample_rate=facts["sample_rate"],
-            **numbers,
+            responses=facts.responses.to(device),
+            locations=facts.locations.to(device),
+            weights=weights.to(device, torch.complex64),
+            psd_of=tuple(psd_of.tolist()),
+            samples=facts.samples,
+            sample_rate=facts.sample_rate,
+            reference_distance=facts.reference_distance,
+            reference_time=facts.reference_time,
+            sidereal_time=facts.sidereal_time,
+            sidereal_rate=facts.sidereal_rate,
         )
 
     @property

@@ -15,7 +15,7 @@ from jaxtyping import Float64, Int64, Num
 from model.checkpoint import Which, checkpoint_path, load
 from model.config import CONFIG
 from model.estimator import DataFacts, Estimator
-from model.projection import refuse_polarisations
+from model.polarisations import refuse_polarisations
 from storage.arrays import Array
 from storage.dataset import dataset_digest, read_optimal_snr, read_schema
 from storage.errors import InputError

@@ -65,7 +65,7 @@ class Made:
 
     def draw(self, source, series, count, seed=1):
         """Draw some sources for a waveform."""
-        table = torch.zeros(count, len(self.facts["parameters"]), dtype=torch.float64)
+        table = torch.zeros(count, len(self.facts.parameters), dtype=torch.float64)
         table[:, list(self.extrinsic.columns)] = torch.cat(sources_of(source))
         repeated = series[None].expand(count, -1, -1)
         table = self.extrinsic(repeated, table, seeds_of(count, seed))[1]
@@ -132,7 +132,7 @@ def test_events_have_the_distribution_of_the_set_of_strain(window):
         drawn.append(window.extrinsic(series, table, seeds_of(1, event.number))[1][0].numpy())
     other = Simulator.from_config(replace(window.simulator.config, seed=9, stored="strain"))
     wanted = np.stack([event.parameters for event in other.events(range(600))])
-    names = [entry["name"] for entry in window.facts["parameters"]]
+    names = [parameter.name for parameter in window.facts.parameters]
     drawn, stored = np.stack(drawn), np.stack(stored)
     for column, name in enumerate(names):
         found = stats.ks_2samp(drawn[:, column], wanted[:, column]).pvalue
@@ -161,7 +161,7 @@ def test_so_it_is_where_much_of_the_signal_lies_outside_the_segment(time):
 def test_a_waveform_that_no_candidate_brings_into_the_window_keeps_its_own_source(window):
     source, _, series = window.waveform(0)
     columns = list(window.extrinsic.columns)
-    table = torch.zeros(1, len(window.facts["parameters"]), dtype=torch.float64)
+    table = torch.zeros(1, len(window.facts.parameters), dtype=torch.float64)
     table[:, columns] = torch.stack(sources_of(source), 1)
     strict = replace(window.extrinsic, window=(1e6, 1e7))
     assert torch.equal(strict(series[None], table, seeds_of(1))[1], table)
@@ -172,7 +172,7 @@ def test_they_are_functions_of_the_seed_of_an_event_and_of_nothing_else(window):
     made = [window.waveform(seed) for seed in range(12)]
     series = torch.stack([item[2] for item in made])
     stored = sources_of(*(item[0] for item in made))
-    table = torch.zeros(12, len(window.facts["parameters"]), dtype=torch.float64)
+    table = torch.zeros(12, len(window.facts.parameters), dtype=torch.float64)
     table[:, list(window.extrinsic.columns)] = torch.stack(stored, 1)
     seeds = seeds_of(12)
     strain, parameters = window.extrinsic(series, table, seeds)
@@ -279,9 +279,9 @@ def test_a_failed_batch_is_reproduced_with_its_sources(small, data, tmp_path):
     ],
 )
 def test_what_cannot_be_drawn_is_refused_by_name(window, name, change, says):
-    columns = [{**c, **(change if c["name"] == name else {})} for c in window.facts["parameters"]]
+    columns = [replace(p, **change) if p.name == name else p for p in window.facts.parameters]
     with pytest.raises(InputError, match=says):
-        Extrinsic.of({**window.facts, "parameters": columns}, CPU)
+        Extrinsic.of(replace(window.facts, parameters=tuple(columns)), CPU)
 
 
 def test_a_gaussian_is_drawn_from_too():

@@ -10,9 +10,11 @@ import xarray
 from polarised import POLARISATIONS, facts_of, short, sources_of, write_set
 
 from model.estimator import DataFacts
-from model.projection import Projection, Sources, projection_facts
+from model.polarisations import PolarisationFacts, read_facts
+from model.projection import Projection, Sources
 from pipeline.config import DatasetConfig
 from pipeline.polarisations import PolarisationSeries
+from pipeline.run import describe_dataset
 from pipeline.simulate import Simulator
 from storage import open_dataset
 from storage.dataset import read_optimal_snr, read_parameters, read_schema
@@ -101,7 +103,7 @@ def test_the_default_encoding_costs_projected_signals_no_more_than_what_it_promi
 def projected(data):
     """The strain of a set of polarisations with the sources that it holds."""
     schema = read_schema(data)
-    projection = Projection.of(projection_facts(schema, data), CPU)
+    projection = Projection.of(read_facts(schema, data), CPU)
     table = dict(zip(schema.parameter_names, read_parameters(data).T, strict=True))
     sources = Sources(*(torch.from_numpy(table[name].copy()) for name in Sources._fields))
     series = torch.from_numpy(open_dataset(data).strain.values.astype(np.float32))
@@ -182,15 +184,46 @@ def test_detectors_with_one_psd_take_no_other_whitening(pair_of):
     assert pair_of("hlv-bbh").projection.is_reweighted
 
 
-@pytest.mark.parametrize("lacking", ["reference_time", "sidereal_time", "samples", None])
-def test_metadata_that_do_not_say_how_are_damage(lacking):
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"reference_time": None}, "reference_time"),
+        ({"sidereal_time": "noon"}, "noon"),
+        ({"samples": 10**6}, "the number of samples 1000000"),
+        ({"network_snr": 8.0}, "float"),
+        (None, "projection"),
+    ],
+)
+def test_metadata_that_do_not_say_how_are_damage(change, what):
     config = short(POLARISATIONS)
-    facts = dict(facts_of(config, Simulator.from_config(config.simulation)))
-    projection = dict(facts["projection"])
-    facts["projection"] = None if lacking is None else projection
-    projection.pop(lacking, None)
-    with pytest.raises(DamagedDataError, match=r"events.zarr: the metadata do not say how"):
-        Projection.of(facts, CPU)
+    simulator = Simulator.from_config(config.simulation)
+    schema = describe_dataset(config, simulator)
+    provenance = dict(schema.provenance)
+    recorded = provenance.pop("projection")
+    if change is not None:
+        values = {**recorded, **change}
+        provenance["projection"] = {k: v for k, v in values.items() if v is not None}
+    with pytest.raises(DamagedDataError, match=f"do not say how polarisations become.*{what}"):
+        PolarisationFacts.of(replace(schema, provenance=provenance), simulator.psd, "events.zarr")
+
+
+def test_detectors_and_psds_that_are_too_few_are_damage():
+    config = short(POLARISATIONS)
+    simulator = Simulator.from_config(config.simulation)
+    schema = describe_dataset(config, simulator)
+    with pytest.raises(DamagedDataError, match="the shape of psd"):
+        PolarisationFacts.of(schema, simulator.psd[:, :-1], "events.zarr")
+    provenance = {**schema.provenance, "detectors": schema.provenance["detectors"][:2]}
+    with pytest.raises(DamagedDataError, match="the shape of responses"):
+        PolarisationFacts.of(replace(schema, provenance=provenance), simulator.psd, "events.zarr")
+
+
+def test_the_facts_are_saved_and_read_back():
+    facts = Pair(short(POLARISATIONS)).facts
+    again = PolarisationFacts.from_plain(facts.to_plain())
+    assert again.parameters == facts.parameters
+    assert torch.equal(again.psd, facts.psd)
+    assert again.network_snr == facts.network_snr
 
 
 @pytest.mark.gpu

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from model.projection import Facts, Sources
+from model.polarisations import PolarisationFacts
+from model.projection import Sources
 from pipeline.config import DatasetConfig
 from pipeline.run import describe_dataset, simulate_shard
 from pipeline.simulate import Simulator
@@ -46,16 +47,9 @@ def write_set(folder: Path, config: DatasetConfig) -> Path:
     return folder
 
 
-def facts_of(config: DatasetConfig, simulator: Simulator) -> Facts:
-    """What a projection has to know of a configuration of polarisations."""
-    schema = describe_dataset(config, simulator)
-    return {
-        "data": "events.zarr",
-        "sample_rate": schema.sample_rate,
-        **{name: schema.provenance[name] for name in ("projection", "detectors")},
-        "parameters": [vars(parameter) for parameter in schema.parameters],
-        "psd": torch.from_numpy(simulator.psd),
-    }
+def facts_of(config: DatasetConfig, simulator: Simulator) -> PolarisationFacts:
+    """What has to be known of a configuration of polarisations."""
+    return PolarisationFacts.of(describe_dataset(config, simulator), simulator.psd, "events.zarr")
 
 
 def sources_of(*drawn: dict[str, float]) -> Sources:
