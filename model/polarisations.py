@@ -14,6 +14,7 @@ from storage.dataset import read_psd
 from storage.errors import DamagedDataError, InputError
 from storage.schema import Parameter, Schema
 
+PLUS_CROSS = ("plus", "cross")
 _NUMBERS = ("reference_distance", "reference_time", "sidereal_time", "sidereal_rate")
 
 
@@ -66,6 +67,8 @@ class PolarisationFacts:
             DamagedDataError: Its metadata do not say it.
         """
         try:
+            if schema.polarisations != PLUS_CROSS:
+                raise ValueError(f"the order of {schema.polarisations}")
             projection, detectors = schema.provenance["projection"], schema.provenance["detectors"]
             least, most = projection["network_snr"]
             facts = cls(

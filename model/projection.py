@@ -21,9 +21,9 @@ from torch import Tensor
 from model.polarisations import PolarisationFacts
 
 LIGHT = 299_792_458.0  # [m/s]
-# Events projected together. One by one on a CPU: they stay in its cache, which is 1.5 times faster
-# than 16, and no bit of them depends on the events beside them.
-TOGETHER, TOGETHER_ON_CPU = 32, 1
+# Samples of the series that are projected together, of one event at least: on a CPU so many as stay
+# in its cache, one event of 16 s at 8192 Hz, which is 1.5 times faster than 16 of them.
+TOGETHER, TOGETHER_ON_CPU = 2**22, 2**17
 _FINE = 256  # bins over which a phase is worked out; the others by products
 
 
@@ -191,7 +191,8 @@ def parts_of(
     series: Float[Tensor, "event polarisation time"],
 ) -> Iterator[tuple[slice, Stored]]:
     """The events that are worked on together."""
-    together = TOGETHER_ON_CPU if series.device.type == "cpu" else TOGETHER
+    most = TOGETHER_ON_CPU if series.device.type == "cpu" else TOGETHER
+    together = max(1, most // series.shape[-1])
     for first in range(0, len(series), together):
         part = slice(first, first + together)
         yield part, Stored(series[part])
