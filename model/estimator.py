@@ -15,6 +15,7 @@ from model.embedding import make_embedding
 from model.fastflow import FastFlow, single_threads
 from model.flow import ConditionalFlow
 from model.parameters import ParameterMap
+from model.polarisations import samples_of_events
 from model.preprocess import Preprocess
 from storage.errors import InputError
 from storage.schema import Schema
@@ -32,6 +33,7 @@ class DataFacts:
         scale_factor: Sigma per integer step of the stored strain; 1 where it is sigma itself.
         noisy: Whether the stored strain holds noise.
         start_time: Of the segment [GPS s]; None where the data set does not say.
+        polarisations: Whether polarisations are stored, of which training makes the strain.
     """
 
     detectors: tuple[str, ...]
@@ -41,6 +43,7 @@ class DataFacts:
     scale_factor: float
     noisy: bool
     start_time: float | None = None
+    polarisations: bool = False
 
     @classmethod
     def of(cls, schema: Schema) -> "DataFacts":
@@ -56,12 +59,13 @@ class DataFacts:
             )
         return cls(
             detectors=schema.detectors,
-            samples=schema.samples,
+            samples=samples_of_events(schema),
             sample_rate=schema.sample_rate,
             f_lower=float(schema.provenance["band"][0]),
             scale_factor=schema.encoding.scale_factor or 1.0,
             noisy=schema.noisy,
             start_time=schema.provenance.get("start_time"),
+            polarisations=bool(schema.polarisations),
         )
 
     def preprocess(self) -> Preprocess:

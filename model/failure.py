@@ -20,6 +20,7 @@ from model.config import TrainConfig
 from model.estimator import Estimator
 from model.folder import FAILURES
 from model.loss import Loss
+from model.polarisations import PolarisationFacts
 from model.ranks import ALONE, WRONG_CALL, EndedElsewhereError, Ranks
 from model.transfer import DeviceBatch
 from storage.errors import InputError
@@ -87,6 +88,7 @@ def _save(
         "strain": torch.cat([share.strain for share in shares]),
         "parameters": torch.cat([share.parameters for share in shares]),
         "columns": list(loss.columns),
+        "polarisations": loss.extrinsic and loss.extrinsic.facts.to_plain(),
         "seed": loss.seed,
         "device": estimator.device.type,
         "network": {name: value.cpu() for name, value in estimator.state_dict().items()},
@@ -125,7 +127,9 @@ def reproduce(path: str | Path) -> Float[Tensor, "event"]:
     batch = DeviceBatch(
         content["strain"].to(device), content["parameters"].to(device), content["events"].numpy()
     )
-    loss = Loss.of(config, estimator.to(device).train(), content["columns"])
+    stored = content.get("polarisations")
+    polarisations = stored and PolarisationFacts.from_plain(stored)
+    loss = Loss.of(config, estimator.to(device).train(), content["columns"], polarisations)
     with torch.no_grad():
         return loss(batch, content["purpose"], content["number"])
 

@@ -27,6 +27,7 @@ class RunInfo:
         samples: Time samples of an event in each detector.
         sample_rate: [Hz].
         noisy: Whether the stored strain holds noise; if not, it is drawn in training.
+        polarisations: Whether polarisations are stored, of which training makes the strain.
         parameters: That are inferred.
         embedding: Which front end.
         embedding_parameters: Weights in it.
@@ -57,6 +58,7 @@ class RunInfo:
     samples: int
     sample_rate: float
     noisy: bool
+    polarisations: bool
     parameters: tuple[str, ...]
     embedding: str
     embedding_parameters: int
@@ -100,6 +102,7 @@ def describe(run: str | Path) -> RunInfo:
         samples=state.facts.samples,
         sample_rate=state.facts.sample_rate,
         noisy=state.facts.noisy,
+        polarisations=state.facts.polarisations,
         parameters=state.theta.names,
         embedding=config.embedding.kind,
         embedding_parameters=_weights(state.network, "embedding."),
@@ -135,7 +138,7 @@ def summary(facts: RunInfo) -> str:
         *(f"  problem     ended by the batch in {path}" for path in facts.failures),
         f"  data        {facts.data or 'not recorded'} (SHA-256 {facts.data_sha256[:12]}...), "
         f"{', '.join(facts.detectors)} x {facts.samples:,} samples at {facts.sample_rate:g} Hz, "
-        f"{'signal and noise' if facts.noisy else 'signals, with new noise in each step'}",
+        f"{_content(facts)}",
         f"  infers      {', '.join(facts.parameters)}",
         f"  networks    embedding {facts.embedding} of {facts.embedding_parameters:,} parameters, "
         f"flow of {facts.flow_parameters:,}",
@@ -152,6 +155,13 @@ def summary(facts: RunInfo) -> str:
         f"  next        {facts.following}",
     ]
     return "\n".join(lines)
+
+
+def _content(facts: RunInfo) -> str:
+    """What was trained on."""
+    if facts.polarisations:
+        return "made of polarisations, with new distances, directions, times and noise in each step"
+    return "signal and noise" if facts.noisy else "signals, with new noise in each step"
 
 
 def _weights(network: Mapping[str, Any], prefix: str) -> int:

@@ -1,4 +1,4 @@
-"""The loss of a batch as it is stored: preprocess, shift, noise, embedding, flow.
+"""The loss of a batch as it is stored: preprocess, project, shift, noise, embedding, flow.
 
 The noise of an event is a function of (seed, purpose, number of the batch, event), so it is the
 same whichever rank takes the event, and in whichever part of the batch. What a network draws by
@@ -17,14 +17,17 @@ from torch import Tensor
 from model.augment import TimeShift
 from model.config import TrainConfig
 from model.estimator import Estimator
+from model.extrinsic import Extrinsic
+from model.polarisations import PolarisationFacts
 from model.preprocess import Preprocess
 from model.transfer import DeviceBatch
 from storage.arrays import Array
 from storage.order import mix64
 
 TRAINING, VALIDATION = 0, 1  # what a stream of random numbers is for
-# Besides the strain's noise, by other numbers: what a network draws, as for dropout; shifts.
-NOISE_OF_NETWORK, SHIFT = 1, 2
+# Besides the strain's noise, by other numbers: what a network draws, as for dropout; shifts; what
+# polarisations are projected with.
+NOISE_OF_NETWORK, SHIFT, SOURCE = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -36,22 +39,39 @@ class Loss:
         columns: Names of the parameters in a batch.
         seed: Of the run.
         shift: Of signals in time, in training; None for none.
+        extrinsic: What makes events of polarisations; None where strain is stored.
     """
 
     estimator: Estimator
     columns: Sequence[str]
     seed: int
     shift: TimeShift | None = None
+    extrinsic: Extrinsic | None = None
 
     @classmethod
-    def of(cls, config: TrainConfig, estimator: Estimator, columns: Sequence[str]) -> "Loss":
+    def of(
+        cls,
+        config: TrainConfig,
+        estimator: Estimator,
+        columns: Sequence[str],
+        polarisations: PolarisationFacts | None = None,
+    ) -> "Loss":
         """That of a configuration.
+
+        Args:
+            config: Of the run.
+            estimator: What is trained, on its device.
+            columns: Names of the parameters in a batch.
+            polarisations: That are stored; None where strain is.
 
         Raises:
             InputError: It asks for what the data are not fit for.
         """
         shift = TimeShift.of(config.augment, estimator.facts, estimator.theta)
-        return cls(estimator, columns, config.seed, shift)
+        extrinsic = None
+        if polarisations is not None:
+            extrinsic = Extrinsic.of(polarisations, estimator.device)
+        return cls(estimator, columns, config.seed, shift, extrinsic)
 
     def __call__(self, batch: DeviceBatch, purpose: int, number: int) -> Float[Tensor, "event"]:
         """The loss of each event, in nats.
@@ -61,8 +81,13 @@ class Loss:
             purpose: TRAINING or VALIDATION.
             number: Of the batch.
         """
-        strain = self.preprocess(batch.strain)
-        theta = batch.parameters.index_select(1, self._places)
+        strain, parameters = self.preprocess(batch.strain), batch.parameters
+        if self.extrinsic is not None:
+            seeds = None  # validation has the sources that the data set holds
+            if purpose == TRAINING:
+                seeds = _seeds(_seed(self.seed, purpose, number, SOURCE), batch.event)
+            strain, parameters = self.extrinsic(strain, parameters, seeds)
+        theta = parameters.index_select(1, self._places)
         if self.shift is not None and purpose == TRAINING:
             seeds = _seeds(_seed(self.seed, purpose, number, SHIFT), batch.event)
             strain, theta = self.shift(strain, theta, seeds)

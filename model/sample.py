@@ -15,6 +15,7 @@ from jaxtyping import Float64, Int64, Num
 from model.checkpoint import Which, checkpoint_path, load
 from model.config import CONFIG
 from model.estimator import DataFacts, Estimator
+from model.polarisations import refuse_polarisations
 from storage.arrays import Array
 from storage.dataset import dataset_digest, read_optimal_snr, read_schema
 from storage.errors import InputError
@@ -272,6 +273,7 @@ def _refuse_other_data(
     estimator: Estimator, schema: Schema, run: str | Path, data: str | Path
 ) -> None:
     """Refuse data that the network cannot read, or that do not hold what it infers."""
+    refuse_polarisations(schema, data)
     trained, given = estimator.facts, DataFacts.of(schema)
     for name in ("detectors", "samples", "sample_rate", "f_lower", "start_time"):
         there, here = getattr(trained, name), getattr(given, name)

@@ -27,6 +27,7 @@ from model.folder import restore_if_there, write_config
 from model.history import Entry, History
 from model.loss import TRAINING, VALIDATION, Loss
 from model.parameters import ParameterMap
+from model.polarisations import read_facts
 from model.ranks import ALONE, LostRankError, Ranks
 from model.record import note_call
 from model.schedule import epochs_done, learning_rate, progress, steps_left
@@ -75,7 +76,8 @@ class Trainer:
         state = None if resumed is None else resumed.optimiser
         self.optimiser = prepare(self.estimator, self.device, config.optimiser, config.speed, state)
         with ranks.together():
-            self.loss = Loss.of(config, self.estimator, self.schema.parameter_names)
+            names, facts = self.schema.parameter_names, read_facts(self.schema, data)
+            self.loss = Loss.of(config, self.estimator, names, facts)
         self._step = Step(self.loss, self.optimiser, config.optimiser, config.accumulate, ranks)
         self.step = 0 if resumed is None else resumed.step
         self._before = self._losses = Tally() if resumed is None else resumed.tally

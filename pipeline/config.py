@@ -293,6 +293,8 @@ class SimulationConfig:
             detectors: {frames: [...], channels: [...]}.
         extrinsic_draws_per_waveform: So many events in a row share a waveform, at distances,
             directions, times (and phases, where the model has only m = 2) of their own.
+        stored: strain: that of the detectors; polarisations: what training makes it from, at other
+            distances, directions and times in each step.
         seed: Of everything random.
     """
 
@@ -305,6 +307,7 @@ class SimulationConfig:
     network_snr: SnrWindow = field(default_factory=SnrWindow)
     noise: Literal["gaussian", "none"] | FrameNoise = "gaussian"
     extrinsic_draws_per_waveform: int = 1
+    stored: Literal["strain", "polarisations"] = "strain"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -388,6 +391,8 @@ def simulation_to_dict(config: SimulationConfig) -> dict[str, Any]:
         document["noise"] |= {name: list(document["noise"][name]) for name in names}
     del document["prior"]["file"]  # its entries stand in the others
     document["waveform"]["phenomx"] = config.waveform.phenomx.given()
+    if config.stored == "strain":
+        del document["stored"]
     for section, name in (
         (document["waveform"], "phenomx"),
         (document, "psd_of"),

@@ -285,7 +285,8 @@ def simulator_like(like: str | Path | Store) -> Simulator:
     simulator, _ = simulator_of_dataset(store_of(like).address)
     if simulator.config.noise != "none":
         return simulator
-    return replace(simulator, config=replace(simulator.config, noise="gaussian"))
+    config = replace(simulator.config, noise="gaussian", stored="strain")
+    return replace(simulator, config=config)
 
 
 def shifted(times: Distribution, by: float) -> Distribution:

@@ -17,6 +17,7 @@ from pipeline.config import (
 )
 from pipeline.distributions import Distribution
 from pipeline.frame_noise import frames_facts
+from pipeline.polarisations import as_polarisations
 from pipeline.prior_text import describe
 from pipeline.priors import PARAMETERS
 from pipeline.promise import encoding_of
@@ -30,7 +31,7 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
     segment, physics = config.segment, with_whole_paths(config.simulation)
     noise = physics.noise
     frames = {"noise_frames": frames_facts(noise)} if isinstance(noise, FrameNoise) else {}
-    return Schema(
+    schema = Schema(
         events=config.events,
         events_per_shard=min(config.events_per_shard, config.events),
         detectors=tuple(detector.name for detector in simulator.detectors),
@@ -51,6 +52,7 @@ def describe_dataset(config: DatasetConfig, simulator: Simulator) -> Schema:
             **frames,
         },
     )
+    return as_polarisations(schema, simulator) if config.stored == "polarisations" else schema
 
 
 def parameter_columns(priors: Mapping[str, Distribution]) -> tuple[Parameter, ...]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from pipeline.config import FrameNoise, SimulationConfig
 from pipeline.frame_file import Span, digest_of
 from pipeline.frames import Frames, NotFiniteError, common, merged
+from pipeline.noise import load_psds
 from pipeline.segment import Cutter, median_psd
 from storage.arrays import Array
 from storage.errors import InputError
@@ -89,6 +90,21 @@ class NoiseSource:
 def good_time(frames: Frames, noise: FrameNoise) -> list[Span]:
     """When all channels are there, whether they hold numbers or not."""
     return common([merged(frames.pieces(channel)) for channel in noise.channels])
+
+
+def psds_of(config: SimulationConfig, names: list[str]) -> Float[Array, "detector frequency"]:
+    """The PSD of each detector, as the configuration names it, or of the frames."""
+    noise = config.noise
+    if not isinstance(noise, FrameNoise):
+        return load_psds(config, names)
+    if len(noise.channels) != len(names):
+        raise InputError(
+            f"noise.channels: got {len(noise.channels)}, the detectors are {', '.join(names)}; "
+            "name one channel for each, in this order"
+        )
+    if config.psd.file is None and config.psd.name == ESTIMATE:
+        return frames_psd(config, noise)
+    return load_psds(config, names)
 
 
 def frames_psd(config: SimulationConfig, noise: FrameNoise) -> Float[Array, "detector frequency"]:

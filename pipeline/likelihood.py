@@ -28,12 +28,11 @@ from jaxtyping import Float
 
 from pipeline.config import SimulationConfig
 from pipeline.noise import noise_bins
+from pipeline.polarisations import REFERENCE_DISTANCE
 from pipeline.simulate import EXTRINSIC, Simulator
 from pipeline.waveform import PHASE_IS_A_FACTOR, Polarisations, WaveformError
 from storage.arrays import Array
 from storage.schema import Schema
-
-REFERENCE_DISTANCE = 1000.0  # of waveforms that serve any distance [Mpc]
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,8 @@ def check_shard(url: str | Path | Store, shard: int, events: int = 4) -> NullStr
 
     Returns:
         None where the network has no null stream, all signals end in the last 0.2 s of the
-        segment, or the data set does not say where its detectors, its start and its band are.
+        segment, or the data set holds polarisations, or does not say where its detectors, its
+        start and its band are.
 
     Raises:
         DamagedDataError: A file of the shard is missing or damaged.
@@ -175,6 +176,8 @@ def check_shard(url: str | Path | Store, shard: int, events: int = 4) -> NullStr
     store = store_of(url)
     schema = read_schema(store)
     if not {"detectors", "start_time", "band"} <= schema.provenance.keys():  # of another writer
+        return None
+    if schema.polarisations:
         return None
     detectors = [Detector.from_dict(item) for item in schema.provenance["detectors"]]
     places = closed_triangle(detectors, read_psd(store))

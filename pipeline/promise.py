@@ -37,7 +37,7 @@ def encoding_of(config: DatasetConfig, simulator: Simulator) -> Encoding:
         return certified(encoding_named(config.encoding), config.max_snr_loss)
     noisy = config.noise != "none"
     loss = default_loss(noisy) if config.max_snr_loss is None else config.max_snr_loss
-    samples = len(simulator.detectors) * config.segment.samples
+    samples = len(simulator.detectors) * config.segment.samples  # of noisy strain, which needs it
     return encoding_for(loss, noisy, largest_peak(simulator), samples=samples)
 
 
@@ -48,12 +48,16 @@ def largest_peak(simulator: Simulator) -> float:
     for _ in range(DRAWS):
         parameters = simulator.draw_allowed(0, generator, Counter())
         try:
-            signal = simulator.signal(parameters)
+            waves = simulator.waves(parameters)
         except WaveformError:
             continue
+        signal = simulator.signal_of(waves, parameters)
+        signal = simulator.stored_of(waves, parameters, signal)
         snrs.append(float(np.sqrt(np.sum(np.square(signal, dtype=np.float64)))))
         peaks.append(float(np.abs(signal).max()))
     ratios = [peak / snr for peak, snr in zip(peaks, snrs, strict=True) if snr > 0]
-    loudest = min(simulator.config.network_snr.maximum, FAR_LOUDER * max(snrs, default=0.0))
+    loudest = FAR_LOUDER * max(snrs, default=0.0)
+    if simulator.config.stored == "strain":
+        loudest = min(simulator.config.network_snr.maximum, loudest)
     noise = LARGEST_OF_NOISE if simulator.config.noise != "none" else 0.0
     return MARGIN * max(ratios, default=1.0) * loudest + noise

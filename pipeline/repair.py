@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pipeline.cluster import ClusterConfig
 from pipeline.config import simulation_from_dict
+from pipeline.frame_noise import psds_of
 from pipeline.provenance import RECORDED
 from pipeline.run import nothing_left_half_written, on_workers
 from pipeline.runlog import RunLog, ShardReport
 from pipeline.shard_task import simulate_shard
-from pipeline.simulate import psds_of
 from pipeline.verify import MOST_LINES, verify_dataset
 from storage.dataset import is_recorded_psd, read_schema
 from storage.digests import file_digest

@@ -23,9 +23,10 @@ from pipeline.config import (
 )
 from pipeline.detector import Detector, SkyPosition, project
 from pipeline.distributions import Distribution
-from pipeline.frame_noise import ESTIMATE, NoiseSource, frames_psd
+from pipeline.frame_noise import NoiseSource, psds_of
 from pipeline.network import detectors_of
-from pipeline.noise import Whitening, load_psds, optimal_snr
+from pipeline.noise import Whitening, optimal_snr
+from pipeline.polarisations import PolarisationSeries, require_projectable
 from pipeline.priors import PARAMETERS
 from pipeline.waveform import (
     PHASE_IS_A_FACTOR,
@@ -59,6 +60,7 @@ class _Draw:
     """A source that was accepted, and the draws thrown away before it."""
 
     parameters: dict[str, float]
+    waves: Polarisations
     signal: Float[Array, "detector time"]
     snr: Float[Array, "detector"]
     rejected: Counter[str]
@@ -86,6 +88,7 @@ class Simulator:
             InputError: A detector, PSD or waveform model is not known or does not fit.
         """
         approximant_number(config.waveform.approximant)
+        require_projectable(config)
         detectors = detectors_of(config.detectors)
         simulator = cls(config, detectors, psds_of(config, [item.name for item in detectors]))
         require_room(config)
@@ -183,7 +186,7 @@ class Simulator:
     def _steps(self, number: int) -> Generator[None, None, Event]:
         """Simulate one event; yields between the steps, for other events to come in."""
         draw = yield from self._first_accepted(number)
-        strain = draw.signal
+        strain = self.stored_of(draw.waves, draw.parameters, draw.signal)
         yield
         if self.config.noise == "gaussian":
             seed = np.random.SeedSequence(self.config.seed, spawn_key=(number, 1))
@@ -228,7 +231,7 @@ class Simulator:
                 if number == leader:
                     self._shared.clear()
                     self._shared[leader] = (parameters, waves)
-                return _Draw(parameters, signal, snr, rejected)
+                return _Draw(parameters, waves, signal, snr, rejected)
             rejected[reason] += 1
         raise InputError(self._advice(number, rejected, snrs))
 
@@ -320,6 +323,17 @@ class Simulator:
         whitened = self.whitening.whiten_each(strain, waves.first_bin)
         return self.whitening.to_segment(whitened, waves.first_bin)
 
+    def stored_of(
+        self,
+        waves: Polarisations,
+        parameters: Mapping[str, float],
+        signal: Float[Array, "detector time"],
+    ) -> Float[Array, "series time"]:
+        """What is stored of a source, without noise: its signal, or its polarisations [sigma]."""
+        if self.config.stored == "strain":
+            return signal
+        return self._series.series(waves, parameters["luminosity_distance"])
+
     def _project(
         self, waves: Polarisations, parameters: Mapping[str, float]
     ) -> Iterator[Complex[Array, "frequency"]]:
@@ -345,6 +359,10 @@ class Simulator:
         return {}
 
     @cached_property
+    def _series(self) -> PolarisationSeries:
+        return PolarisationSeries.of(self.config, self.psd)
+
+    @cached_property
     def _priors(self) -> dict[str, Distribution]:
         return self.config.prior.distributions()
 
@@ -353,21 +371,6 @@ class Simulator:
         if network_snr < window.minimum:
             return "snr_below_minimum"
         return "snr_above_maximum" if network_snr > window.maximum else None
-
-
-def psds_of(config: SimulationConfig, names: list[str]) -> Float[Array, "detector frequency"]:
-    """The PSD of each detector, as the configuration names it, or of the frames."""
-    noise = config.noise
-    if not isinstance(noise, FrameNoise):
-        return load_psds(config, names)
-    if len(noise.channels) != len(names):
-        raise InputError(
-            f"noise.channels: got {len(noise.channels)}, the detectors are {', '.join(names)}; "
-            "name one channel for each, in this order"
-        )
-    if config.psd.file is None and config.psd.name == ESTIMATE:
-        return frames_psd(config, noise)
-    return load_psds(config, names)
 
 
 @lru_cache(maxsize=4)

@@ -72,18 +72,18 @@ def decode_strain(sample: dict[str, Any]) -> dict[str, Any]:
         return sample
     facts, frame = sample["json"], sample["strain.blosc"]
     try:
-        detectors, samples = len(facts["detectors"]), facts["samples"]
+        series, samples = len(facts.get("polarisations") or facts["detectors"]), facts["samples"]
         dtype, where = np.dtype(_DTYPES[facts["dtype"]]), f"event {facts['event']}"
     except (KeyError, TypeError):
         raise DamagedDataError(f"the JSON of a compressed event was altered; {MEND}") from None
     # The room for it is taken only when the frame says the same.
     length = _HEADER.unpack(frame[: _HEADER.size])[4] if len(frame) >= _HEADER.size else 0
-    if type(samples) is not int or samples < 0 or detectors * samples * dtype.itemsize != length:
+    if type(samples) is not int or samples < 0 or series * samples * dtype.itemsize != length:
         raise DamagedDataError(
             f"{where}: its Blosc frame has not the length that its JSON says; {MEND}"
         )
     try:
-        strain = np.empty((detectors, samples), dtype)
+        strain = np.empty((series, samples), dtype)
     except MemoryError:
         raise DamagedDataError(f"{where}: {length:,} bytes do not fit into memory") from None
     decompress_into(frame, strain, where)

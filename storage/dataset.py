@@ -155,7 +155,8 @@ def open_dataset(url: str | Path | Store, growing: bool = False) -> "xarray.Data
 
     Returns:
         Variables `strain` (event, detector, time) [sigma], `parameters` (event, parameter),
-        `optimal_snr` (event, detector) and `psd` (detector, frequency) [1/Hz].
+        `optimal_snr` (event, detector) and `psd` (detector, frequency) [1/Hz]; where a data set
+        holds polarisations, `strain` is (event, polarisation, time).
 
     Raises:
         InputError: There is no data set of ours.
@@ -180,7 +181,7 @@ def open_dataset(url: str | Path | Store, growing: bool = False) -> "xarray.Data
         parameter=list(schema.parameter_names),
         frequency=np.arange(schema.frequencies) * schema.frequency_step,
     )
-    return labelled
+    return labelled.assign_coords({schema.kind_of_series: list(schema.series)})
 
 
 def _refuse_what_readers_take_otherwise(store: Store, schema: Schema) -> None:

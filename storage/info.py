@@ -37,7 +37,8 @@ class DatasetInfo:
         max_snr_loss: The largest loss that was promised; None where nothing was.
         noisy: Whether the strain holds noise.
         detectors: Their names.
-        samples: Time samples of an event in each detector.
+        polarisations: Those that are stored in place of the detectors' strain.
+        samples: Time samples of an event in each detector, or polarisation.
         sample_rate: [Hz].
         bytes: Of all finished shards.
         bytes_per_event: Of an event's strain, the mean where they are compressed.
@@ -66,6 +67,7 @@ class DatasetInfo:
     max_snr_loss: float | None
     noisy: bool
     detectors: tuple[str, ...]
+    polarisations: tuple[str, ...]
     samples: int
     sample_rate: float
     bytes: int
@@ -142,6 +144,7 @@ def describe(url: str | Path) -> DatasetInfo:
         max_snr_loss=schema.encoding.max_snr_loss,
         noisy=schema.noisy,
         detectors=schema.detectors,
+        polarisations=schema.polarisations,
         samples=schema.samples,
         sample_rate=schema.sample_rate,
         bytes=total,
@@ -188,9 +191,9 @@ def summary(facts: DatasetInfo) -> str:
         f"  events      {facts.finished_events:,} of {facts.events:,} in "
         f"{facts.finished_shards} of {facts.shards} shards of {facts.events_per_shard}, "
         f"{facts.bytes / 1e9:.3f} GB",
-        f"  strain      {', '.join(facts.detectors)} x {facts.samples:,} samples at "
-        f"{facts.sample_rate:g} Hz ({facts.samples / facts.sample_rate:g} s), "
-        f"{'signal and noise' if facts.noisy else 'signals without noise'}",
+        f"  strain      {', '.join(facts.polarisations or facts.detectors)} x {facts.samples:,} "
+        f"samples at {facts.sample_rate:g} Hz ({facts.samples / facts.sample_rate:g} s), "
+        f"{_content(facts)}",
         f"  encoding    {facts.encoding}{_step(facts)}, {facts.bytes_per_event:,} bytes an event, "
         f"largest SNR loss {facts.largest_snr_loss:.2g}"
         + (f" of {facts.max_snr_loss:g} promised" if facts.max_snr_loss is not None else "")
@@ -252,6 +255,16 @@ def _words_on_frames(frames: Mapping[str, Any] | None) -> list[str]:
         f"  events at   GPS {when}{more}; counted as in the segment of the simulation",
         f"  PSD         {frames['psd']}",
     ]
+
+
+def _content(facts: DatasetInfo) -> str:
+    """What the series hold."""
+    if facts.polarisations:
+        return (
+            "polarisations, of which training makes events of "
+            f"{', '.join(facts.detectors)}, at other distances, directions and times each step"
+        )
+    return "signal and noise" if facts.noisy else "signals without noise"
 
 
 def _step(facts: DatasetInfo) -> str:

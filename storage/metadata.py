@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from jaxtyping import Float
 
@@ -17,11 +17,11 @@ from storage.documents import canonical_json
 from storage.encodings import Encoding, encoding_named
 from storage.errors import DamagedDataError, InputError
 from storage.schema import GROUP_COPY, GROUP_METADATA, MANIFEST_FOLDER, PSD_CHUNK, Parameter, Schema
+from storage.values import names, number, positive
 
 FORMAT_VERSION = 1
 
 _CHILD = re.compile(r"\w+")
-_Number = TypeVar("_Number", int, float)
 
 
 def dataset_files(schema: Schema, psd: Float[Array, "detector frequency"]) -> dict[str, bytes]:
@@ -46,13 +46,13 @@ def group_of(schema: Schema, psd_digest: str) -> dict[str, Any]:
         schema: What the data set is.
         psd_digest: SHA-256 of the PSD's bytes.
     """
-    detectors, samples = schema.strain_shape
-    per_shard = schema.events_per_shard
+    (series, samples), detectors = schema.strain_shape, len(schema.detectors)
+    per_shard, kind = schema.events_per_shard, schema.kind_of_series
     strain_attributes: dict[str, Any] = {
         "units": "1",
         "long_name": "whitened strain in units of sigma",
         "sample_rate": schema.sample_rate,
-        "detectors": list(schema.detectors),
+        f"{kind}s": list(schema.series),
     }
     if schema.encoding.scale_factor is not None:
         strain_attributes["scale_factor"] = schema.encoding.scale_factor
@@ -61,13 +61,13 @@ def group_of(schema: Schema, psd_digest: str) -> dict[str, Any]:
         # A Zarr group, so that Zarr readers that list the folder know what it is.
         MANIFEST_FOLDER: {"zarr_format": 3, "node_type": "group"},
         "strain": _array(
-            (schema.events, detectors, samples),
-            (per_shard, detectors, samples),
-            ("event", "detector", "time"),
+            (schema.events, series, samples),
+            (per_shard, series, samples),
+            ("event", kind, "time"),
             schema.encoding.dtype.name,
             schema.encoding.fill_value,
             strain_attributes,
-            inner_chunk=(1, detectors, samples),
+            inner_chunk=(1, series, samples),
             encoding=schema.encoding,
         ),
         "parameters": _array(
@@ -179,31 +179,31 @@ def _schema_of(ours: dict[str, Any], children: Mapping[str, Any]) -> Schema:
     loss = ours.pop("max_snr_loss", None)
     encoding = replace(
         encoding_named(ours.pop("encoding")),
-        scale_factor=scale if scale is None else _positive(scale, float),
-        max_snr_loss=loss if loss is None else _number(loss),
+        scale_factor=scale if scale is None else positive(scale, float),
+        max_snr_loss=loss if loss is None else number(loss),
     )
-    detectors = strain["attributes"]["detectors"]
-    if not (
-        isinstance(detectors, list) and detectors and all(isinstance(d, str) for d in detectors)
-    ):
-        raise ValueError("detectors")
+    of_strain, polarisations = strain["attributes"], tuple[str, ...]()
+    if "polarisations" in of_strain:
+        polarisations = names(of_strain, "polarisations")
+    detectors = names(psd["attributes"] if polarisations else of_strain, "detectors")
     if not parameters["attributes"]["parameters"]:
         raise ValueError("parameters")
     if (encoding.scale_factor is None) != (encoding.dtype.kind == "f"):
         raise ValueError("scale_factor")
     del ours["format_version"]
     schema = Schema(
-        events=_positive(ours.pop("events"), int),
-        events_per_shard=_positive(ours.pop("events_per_shard"), int),
-        detectors=tuple(detectors),
-        samples=_positive(strain["shape"][2], int),
-        sample_rate=_positive(strain["attributes"]["sample_rate"], float),
+        events=positive(ours.pop("events"), int),
+        events_per_shard=positive(ours.pop("events_per_shard"), int),
+        detectors=detectors,
+        samples=positive(strain["shape"][2], int),
+        sample_rate=positive(strain["attributes"]["sample_rate"], float),
         encoding=encoding,
         noisy=bool(ours.pop("noisy")),
         parameters=tuple(map(_parameter, parameters["attributes"]["parameters"])),
-        frequencies=_positive(psd["shape"][1], int),
-        frequency_step=_positive(psd["attributes"]["frequency_step"], float),
+        frequencies=positive(psd["shape"][1], int),
+        frequency_step=positive(psd["attributes"]["frequency_step"], float),
         provenance=ours,
+        polarisations=polarisations,
     )
     _refuse_other_shapes(schema, children)
     _refuse_provenance(schema)
@@ -250,6 +250,8 @@ def _without_choice(setting: tuple[str, object]) -> tuple[str, object]:
 
 def _refuse_provenance(schema: Schema) -> None:
     """Refuse what is told of the data set's making in another form than we read it in."""
+    if schema.polarisations and schema.noisy:  # noise is a detector's
+        raise ValueError("noisy")
     configuration = schema.provenance.get("configuration", {})
     sections = (
         configuration,
@@ -266,13 +268,13 @@ def _refuse_provenance(schema: Schema) -> None:
         if (encoding.scale_factor is None) != (encoding.dtype.kind == "f"):
             raise ValueError("recoded_from")
         if encoding.scale_factor is not None:
-            _positive(encoding.scale_factor, float)
+            positive(encoding.scale_factor, float)
         if encoding.max_snr_loss is not None:
-            _number(encoding.max_snr_loss)
+            number(encoding.max_snr_loss)
 
     for source in schema.sources:
         if source.largest_snr_loss is not None:
-            _number(source.largest_snr_loss)
+            number(source.largest_snr_loss)
 
 
 def _refuse_frames(schema: Schema) -> None:
@@ -284,15 +286,9 @@ def _refuse_frames(schema: Schema) -> None:
         raise ValueError("frames")
     for moment in frames["events"]:
         for name in ("gps", "start", "time_shift", "ra_shift"):
-            _number(moment[name])
+            number(moment[name])
         if not isinstance(moment["geocent_time"], str):
             raise TypeError("frames")
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"the number {value!r}")
-    return float(value)
 
 
 def _parameter(column: Mapping[str, Any]) -> Parameter:
@@ -304,14 +300,6 @@ def _parameter(column: Mapping[str, Any]) -> Parameter:
     if not all(bound is None or isinstance(bound, int | float) for bound in bounds):
         raise TypeError("bound of a parameter")
     return parameter
-
-
-def _positive(value: object, kind: type[_Number]) -> _Number:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**62:
-        raise ValueError(f"the number {value!r}")
-    if kind is int and not isinstance(value, int):
-        raise ValueError(f"the number {value!r}")
-    return kind(value)
 
 
 def _array(

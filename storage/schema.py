@@ -95,7 +95,7 @@ class Schema:
         events: Number of events.
         events_per_shard: Events in a shard (the last may hold fewer).
         detectors: Names of the detectors, in the order of the strain's second axis.
-        samples: Time samples of an event in each detector.
+        samples: Time samples of an event in each detector, or each polarisation.
         sample_rate: [Hz].
         encoding: How strain is stored.
         noisy: Whether the strain holds noise, or signals alone.
@@ -103,6 +103,8 @@ class Schema:
         frequencies: Number of bins of the PSDs.
         frequency_step: Spacing of the bins of the PSDs [Hz].
         provenance: Whatever else is to be recorded (configuration, seed, geometry, versions).
+        polarisations: Names of what the strain's second axis holds where it is not the detectors'
+            strain, but that from which theirs is made; empty where it is theirs.
     """
 
     events: int
@@ -116,6 +118,7 @@ class Schema:
     frequencies: int
     frequency_step: float
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    polarisations: tuple[str, ...] = ()
 
     @property
     def shards(self) -> int:
@@ -123,14 +126,24 @@ class Schema:
         return -(-self.events // self.events_per_shard)
 
     @property
+    def series(self) -> tuple[str, ...]:
+        """Names of an event's series: of the detectors, or of the polarisations."""
+        return self.polarisations or self.detectors
+
+    @property
+    def kind_of_series(self) -> str:
+        """What these are, in the singular."""
+        return "polarisation" if self.polarisations else "detector"
+
+    @property
     def strain_shape(self) -> tuple[int, int]:
-        """Shape of one event's strain, (detector, time)."""
-        return len(self.detectors), self.samples
+        """Shape of one event's strain, (detector, time) or (polarisation, time)."""
+        return len(self.series), self.samples
 
     @property
     def event_bytes(self) -> int:
         """Bytes of one event's strain in memory, as it is stored but not compressed."""
-        return len(self.detectors) * self.samples * self.encoding.dtype.itemsize
+        return len(self.series) * self.samples * self.encoding.dtype.itemsize
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
@@ -192,7 +205,7 @@ class Event:
 
     Attributes:
         number: Its number in the data set.
-        strain: Whitened strain [sigma].
+        strain: Whitened strain of each detector, or polarisations [sigma].
         parameters: In the order of the schema's parameters.
         optimal_snr: Optimal SNR in each detector.
         rejected: Draws thrown away before this one, counted by reason.

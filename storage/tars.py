@@ -42,7 +42,7 @@ class TarLayout:
         dtype: Its stored type.
         parameters: Names of the columns of `Batch.parameters`, as the first event orders them.
         scale_factor: Sigma per step of the stored strain; 1 where the events name none.
-        detectors: Their names; empty where the events name none.
+        detectors: Their names, or those of the polarisations; empty where the events name none.
         sample_rate: [Hz]; None where the events name none.
     """
 
@@ -199,7 +199,7 @@ def _decoded(sample: dict[str, Any]) -> tuple[_Row, TarLayout]:
     except (DamagedDataError, EOFError, SyntaxError, TypeError, ValueError) as error:
         words = " ".join(str(error).split())
         raise DamagedDataError(f"{where}: its .{there[0]} is damaged ({words})") from None
-    detectors = facts.get("detectors", [])
+    detectors = facts.get("polarisations") or facts.get("detectors", [])
     scale_factor, sample_rate = facts.get("scale_factor", 1.0), facts.get("sample_rate")
     if not _is_number(scale_factor) or not (sample_rate is None or _is_number(sample_rate)):
         raise InputError(

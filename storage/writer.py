@@ -143,6 +143,7 @@ def event_facts(schema: Schema, event: Event) -> dict[str, Any]:
     facts = {
         "event": event.number,
         "detectors": list(schema.detectors),
+        **({"polarisations": list(schema.polarisations)} if schema.polarisations else {}),
         "sample_rate": schema.sample_rate,
         "scale_factor": schema.encoding.scale_factor or 1.0,
         "parameters": dict(

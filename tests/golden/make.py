@@ -56,12 +56,25 @@ SETS = {
     "float16": {"encoding": "float16", "noisy": False},
     "int16": {"encoding": "int16"},
     "int8+blosc": {"encoding": "int8+blosc", "scale_factor": 0.140625, "max_snr_loss": 1e-3},
+    "polarisations": {
+        "encoding": "float16+blosc",
+        "max_snr_loss": 1e-4,
+        "noisy": False,
+        "polarisations": ("plus", "cross"),
+    },
 }
 
 
-def schema_of(encoding: str, noisy: bool = True, **settings: float) -> Schema:
-    """What a set is: the same but for its encoding, with some settings, and the noise."""
-    return replace(SCHEMA, encoding=replace(ENCODINGS[encoding], **settings), noisy=noisy)
+def schema_of(
+    encoding: str, noisy: bool = True, polarisations: tuple[str, ...] = (), **settings: float
+) -> Schema:
+    """What a set is: the same but for its encoding with some settings, its noise and its series."""
+    return replace(
+        SCHEMA,
+        encoding=replace(ENCODINGS[encoding], **settings),
+        noisy=noisy,
+        polarisations=polarisations,
+    )
 
 
 def uniform(key: int, count: int) -> np.ndarray:
@@ -71,8 +84,8 @@ def uniform(key: int, count: int) -> np.ndarray:
 
 def make_event(schema: Schema, number: int) -> Event:
     """An event; a function of its number and of whether there is noise."""
-    size = len(DETECTORS) * SAMPLES
-    numbers = uniform(number, 12 * size).reshape(12, len(DETECTORS), SAMPLES)
+    shape = schema.strain_shape
+    numbers = uniform(number, 12 * shape[0] * shape[1]).reshape(12, *shape)
     noise = numbers.sum(axis=0) - 6  # of unit variance
     growth = (np.arange(SAMPLES) / SAMPLES) ** 2
     strain = noise if schema.noisy else np.cumsum(noise, axis=1) * growth
@@ -105,7 +118,7 @@ def make(folder: Path, names: list[str]) -> None:
             "parameters": digest(np.stack([event.parameters for event in events]), "<f8"),
             "optimal_snr": digest(np.stack([event.optimal_snr for event in events]), "<f8"),
             "psd": digest(psd, "<f8"),
-            "last": strain[4, 2, -3:].tolist(),  # for people
+            "last": strain[4, -1, -3:].tolist(),  # for people
         }
     (folder / "golden.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 

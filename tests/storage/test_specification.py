@@ -54,7 +54,7 @@ def test_the_example_of_the_specification_is_a_real_file(build):
 def test_the_settings_of_blosc_in_the_specification_are_ours(name):
     settings = ENCODINGS[name].blosc
     typesize = ENCODINGS[name].dtype.itemsize
-    block = "D * T" if typesize == 1 else f"D * T * {typesize}"
+    block = "C * T" if typesize == 1 else f"C * T * {typesize}"
     block = f"`{block}`"
     row = [f"`{name}`", settings.cname, settings.clevel, settings.shuffle, typesize, block]
     assert f"| {' | '.join(map(str, row))} |\n" in SPECIFICATION.read_text()
@@ -99,6 +99,7 @@ class Specified:
 
     def __init__(self, data) -> None:
         self.schema, self.psd, self.events = data.schema, data.psd, data.events
+        self.series = list(data.schema.polarisations or data.schema.detectors)
         self.type, _, codec = data.schema.encoding.name.partition("+")
         self.compressed = codec == "blosc"
         self.descr, self.step = DESCR[self.type], data.schema.encoding.scale_factor
@@ -150,12 +151,13 @@ class Specified:
     def metadata(self) -> dict[str, bytes]:
         s = self.schema
         e, size, d, t = s.events, s.events_per_shard, len(s.detectors), s.samples
-        p, f = len(s.parameters), self.psd.shape[1]
+        p, f, n = len(s.parameters), self.psd.shape[1], len(self.series)
+        axis = "polarisation" if s.polarisations else "detector"
         detectors = list(s.detectors)
         psd = self.psd.astype("<f8").tobytes()
         fill = {"int16": -32768, "int8": -128}.get(self.type, "NaN")
         strain = {
-            "detectors": detectors,
+            f"{axis}s": self.series,
             "sample_rate": s.sample_rate,
             "units": "1",
             "long_name": "whitened strain in units of sigma",
@@ -173,11 +175,11 @@ class Specified:
             "sha256": hashlib.sha256(psd).hexdigest(),
         }
         double = ("float64", "NaN")
-        names = ["event", "detector", "time"]
+        names = ["event", axis, "time"]
         children = {
             "manifest": {"zarr_format": 3, "node_type": "group"},
             "strain": self.array(
-                [e, d, t], [size, d, t], names, self.type, fill, strain, inner=[1, d, t]
+                [e, n, t], [size, n, t], names, self.type, fill, strain, inner=[1, n, t]
             ),
             "parameters": self.array(
                 [e, p], [size, p], ["event", "parameter"], *double, {"parameters": columns}
@@ -212,6 +214,7 @@ class Specified:
         found = {
             "event": number,
             "detectors": list(self.schema.detectors),
+            **({"polarisations": self.series} if self.schema.polarisations else {}),
             "sample_rate": rate,
             "scale_factor": scale,
             "parameters": dict(zip(names, parameters, strict=True)),
@@ -252,7 +255,7 @@ class Specified:
         found += text.ljust(json_size - 1).encode() + b"\n"
         if self.compressed:
             return found + ustar_header(f"{key}.strain.blosc", length)
-        shape = f"({len(self.schema.detectors)}, {self.schema.samples})"
+        shape = f"({len(self.series)}, {self.schema.samples})"
         npy = f"{{'descr': '{self.descr}', 'fortran_order': False, 'shape': {shape}}}"
         found += ustar_header(f"{key}.strain.npy", 512 + length)
         return (
@@ -352,6 +355,8 @@ def test_a_writer_made_from_the_specification_alone_writes_the_same_bytes(build,
         {"encoding": Encoding("float16", compressed=True), "noisy": False},
         {"encoding": Encoding("float32", compressed=True, max_snr_loss=0.0), "events": 6},
         {"encoding": ENCODINGS["int8+blosc"], "samples": 4000, "detectors": ("E1",)},
+        {"encoding": ENCODINGS["float32"], "noisy": False, "polarisations": ("plus", "cross")},
+        {"encoding": ENCODINGS["float16+blosc"], "noisy": False, "polarisations": ("plus", "x")},
     ],
 )
 def test_so_it_does_with_other_steps_promises_and_shapes(build, changes):
