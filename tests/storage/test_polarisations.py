@@ -15,7 +15,8 @@ from storage.documents import canonical_json
 from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError
 from storage.info import describe, summary
-from storage.verify import take_inventory, verify_shard
+from storage.inventory import take_inventory
+from storage.verify import verify_shard
 
 NAMES = ("plus", "cross")
 
