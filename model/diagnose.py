@@ -24,8 +24,9 @@ from model.findings import (
 )
 from model.report import write_report
 from storage.errors import InputError
+from storage.posterior import Posterior
 from storage.progress import progress_bar
-from storage.results import MADE_FROM, REWEIGHTED, Posterior, read_posterior, result_files
+from storage.results import MADE_FROM, REWEIGHTED, read_posterior, result_files
 
 FEWEST_EVENTS = 20  # below, the tests say nothing
 MOST_LEFT_OUT = 0.1  # of the events; those that are left would not speak for all

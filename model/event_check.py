@@ -12,7 +12,7 @@ from model.cube import PriorCube
 from model.marginals import jensen_shannon, shortest_interval
 from storage.arrays import Array
 from storage.errors import InputError
-from storage.results import Posterior
+from storage.posterior import Posterior
 
 if TYPE_CHECKING:
     from model.sky import Sky

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from storage.arrays import Array
-from storage.results import Posterior
+from storage.posterior import Posterior
 
 SYMBOLS = {
     "chirp_mass": r"\mathcal{M}",

@@ -16,7 +16,7 @@ from model.findings import Diagnosis, rank_table, summary, verdict
 from model.plots import DOTS_PER_INCH, plot_corner
 from model.posterior_plots import plot_jsd, plot_sky, plot_widths
 from storage.files import write_atomically
-from storage.results import Posterior
+from storage.posterior import Posterior
 
 PAGE, MARGIN = 2400, 40  # width of the page of pictures [pixels]
 GOOD, BAD = "#00694d", "#b3390b"

@@ -1,6 +1,7 @@
 """Posterior samples for the events of a data set, one file an event."""
 
 import hashlib
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,12 +20,11 @@ from model.polarisations import refuse_polarisations
 from storage.arrays import Array
 from storage.dataset import dataset_digest, read_optimal_snr, read_schema
 from storage.errors import InputError
+from storage.posterior import Posterior
 from storage.progress import progress_bar
 from storage.results import (
     MADE_FROM,
     SUFFIX,
-    Posterior,
-    parse_range,
     read_posterior,
     result_files,
     result_path,
@@ -310,3 +310,24 @@ def _refuse_other_results(folder: Path, provenance: dict[str, object]) -> None:
                     f"{folder}: holds results made from another {MADE_FROM.get(name, name)} "
                     f"({there.get(name)} there, {value} asked for); give another --out"
                 )
+
+
+def parse_range(text: str, events: int) -> range:
+    """Read a range of events such as `0:32`, `5` or `100:`.
+
+    Args:
+        text: What was given; empty for all.
+        events: How many there are.
+
+    Raises:
+        InputError: It is no range, or reaches beyond the data set.
+    """
+    match = re.fullmatch(r"(\d*)(:?)(\d*)", text.strip())
+    if match is None:
+        raise InputError(f"events: got {text!r}, write a range such as 0:32, or one number")
+    first, colon, last = match.groups()
+    start = int(first or 0)
+    stop = (int(last) if last else events) if colon or not first else start + 1
+    if not 0 <= start < stop <= events:
+        raise InputError(f"events: {text!r} does not lie within the data set's 0:{events}")
+    return range(start, stop)

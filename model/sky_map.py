@@ -19,7 +19,7 @@ from model.plots import BLUE, ORANGE
 from model.sky import credible_region
 from storage.arrays import Array
 from storage.errors import InputError
-from storage.results import Posterior
+from storage.posterior import Posterior
 
 SKY_COLOURS = LinearSegmentedColormap.from_list("sky", ("#dce8f5", BLUE, "#0b2747"))
 # Of the density estimate: a triangle has eight modes. ligo.skymap's own 40 and 5 take minutes.

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.special import logsumexp
 
 from storage.arrays import Array
-from storage.results import IMPOSSIBLE, Exact
+from storage.posterior import IMPOSSIBLE, Exact
 
 RESPECTABLE = 0.01  # efficiency, of a network for 15 parameters
 FAILED = 0.001  # efficiency, below which the samples say nothing of the posterior

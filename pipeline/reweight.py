@@ -18,14 +18,9 @@ from pipeline.reweight_event import STAGE, Gathered, Target
 from pipeline.reweight_report import EventReport, ReweightReport
 from pipeline.window import map_window
 from storage.errors import InputError
+from storage.posterior import Posterior
 from storage.progress import progress_bar
-from storage.results import (
-    REWEIGHTED,
-    Posterior,
-    read_posterior,
-    result_files,
-    write_posterior,
-)
+from storage.results import REWEIGHTED, read_posterior, result_files, write_posterior
 from storage.schema import GROUP_METADATA
 from storage.urls import store_of
 

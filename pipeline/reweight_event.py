@@ -15,7 +15,7 @@ from pipeline.provenance import simulator_of_dataset
 from storage.dataset import dataset_digest
 from storage.errors import InputError
 from storage.manifest import dataset_identity
-from storage.results import Posterior
+from storage.posterior import Posterior
 from storage.schema import Schema
 from storage.urls import store_of
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.importance import judge, largest_share, pareto_k
-from storage.results import Posterior
+from storage.posterior import Posterior
 
 MOST_LINES = 50
 

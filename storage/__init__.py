@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from storage.dataset import open_dataset
     from storage.errors import DamagedDataError, InputError
     from storage.order import Window
-    from storage.results import Posterior, read_results
+    from storage.posterior import Posterior
+    from storage.results import read_results
     from storage.stream import Batch, EventStream
     from storage.stream_config import StreamConfig
     from storage.tars import TarStream
@@ -34,7 +35,7 @@ _HOMES = {
     "DamagedDataError": "storage.errors",
     "EventStream": "storage.stream",
     "InputError": "storage.errors",
-    "Posterior": "storage.results",
+    "Posterior": "storage.posterior",
     "StreamConfig": "storage.stream_config",
     "TarStream": "storage.tars",
     "Window": "storage.order",

@@ -10,6 +10,7 @@ from typing import Any
 
 from storage import results
 from storage.errors import InputError
+from storage.posterior import Posterior
 
 EXTRA = "results"
 # What bilby fills in, or derives from it, where nothing says which waveform it was.
@@ -19,7 +20,7 @@ GUESSED = [
 ]
 
 
-def to_frame(posterior: "results.Posterior") -> Any:  # noqa: ANN401  # pandas may not be there
+def to_frame(posterior: Posterior) -> Any:  # noqa: ANN401  # pandas may not be there
     """All samples as a pandas frame, as `Posterior.to_frame` says."""
     pandas = _need("pandas")
     posterior = posterior.in_the_sky()
@@ -32,7 +33,7 @@ def to_frame(posterior: "results.Posterior") -> Any:  # noqa: ANN401  # pandas m
     return pandas.DataFrame(columns)
 
 
-def to_bilby(posterior: "results.Posterior", derived: bool) -> Any:  # noqa: ANN401  # nor bilby
+def to_bilby(posterior: Posterior, derived: bool) -> Any:  # noqa: ANN401  # nor bilby
     """A `bilby.result.Result`, as `Posterior.to_bilby` says.
 
     By way of a file, so that it is what bilby reads from ours: there is one definition of it.
@@ -54,7 +55,7 @@ def to_bilby(posterior: "results.Posterior", derived: bool) -> Any:  # noqa: ANN
     return result
 
 
-def _fixed(posterior: "results.Posterior") -> dict[str, float]:
+def _fixed(posterior: Posterior) -> dict[str, float]:
     """Parameters that were not inferred because their prior is one number, and that number."""
     found = {}
     for name, text in posterior.priors.items():

@@ -19,7 +19,8 @@ import torch
 from model.config import TrainConfig
 from model.trainer import Trainer
 from pipeline.config import DatasetConfig
-from pipeline.run import describe_dataset, simulate_shard
+from pipeline.description import describe_dataset
+from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset
 from storage.info import describe

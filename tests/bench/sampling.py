@@ -28,7 +28,8 @@ from model.estimator import DataFacts, Estimator
 from model.fastflow import FastFlow
 from model.flow import ConditionalFlow
 from model.parameters import Coordinate, ParameterMap
-from storage.results import Posterior, write_posterior
+from storage.posterior import Posterior
+from storage.results import write_posterior
 from strainflow import read_config
 
 SAMPLES = 10_000

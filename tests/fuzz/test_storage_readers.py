@@ -35,7 +35,8 @@ from storage.inventory import take_inventory
 from storage.lease import Holder
 from storage.local import LocalStore
 from storage.manifest import finished_shards, parse_manifest, require_sound
-from storage.results import Posterior, read_posterior, write_posterior
+from storage.posterior import Posterior
+from storage.results import read_posterior, write_posterior
 from storage.shard_reader import ShardReader, read_index
 from storage.tar import BLOCK, parse_tar_header, tar_header, walk_tar
 from storage.verify import look_at_lengths, verify_shard

@@ -9,7 +9,8 @@ import pytest
 from model import report
 from model.diagnose import diagnose
 from storage.errors import DamagedDataError, InputError
-from storage.results import Posterior, read_posterior, result_files, write_posterior
+from storage.posterior import Posterior
+from storage.results import read_posterior, result_files, write_posterior
 from strainflow import main
 
 NAMES = ("mass", "offset", "rate")

@@ -8,7 +8,8 @@ import pytest
 
 from model.diagnose import diagnose, judge
 from storage.errors import InputError
-from storage.results import Exact, Posterior, write_posterior
+from storage.posterior import Exact, Posterior
+from storage.results import write_posterior
 from strainflow import main
 
 PARAMETERS = ("chirp_mass", "ra", "dec")

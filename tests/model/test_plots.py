@@ -14,7 +14,7 @@ from model.cube import PriorCube
 from model.history import read_history
 from model.plots import DOTS_PER_INCH, plot_corner, plot_loss
 from model.posterior_plots import plot_widths
-from storage.results import Exact, Posterior
+from storage.posterior import Exact, Posterior
 
 
 def is_picture(path):

@@ -15,18 +15,11 @@ from toy import draw_event
 from model import sample
 from model.checkpoint import load
 from model.plots import plot_corner
-from model.sample import SampleConfig, sample_dataset
+from model.sample import SampleConfig, parse_range, sample_dataset
 from storage.dataset import create_dataset, open_dataset
 from storage.errors import DamagedDataError, InputError
-from storage.results import (
-    Exact,
-    Posterior,
-    parse_range,
-    read_posterior,
-    result_files,
-    result_path,
-    write_posterior,
-)
+from storage.posterior import Exact, Posterior
+from storage.results import read_posterior, result_files, result_path, write_posterior
 from storage.writer import write_shard
 from strainflow import main
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from model import sky_map, write_skymap
 from model.sky import CREDIBLE, describe_sky
 from storage.errors import InputError
-from storage.results import Exact, Posterior
+from storage.posterior import Exact, Posterior
 
 
 def two_patches():

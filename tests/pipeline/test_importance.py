@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm, t
 
 from pipeline.importance import judge, pareto_k, weigh
-from storage.results import IMPOSSIBLE
+from storage.posterior import IMPOSSIBLE
 
 
 def weighed(proposal, count, seed, log_constant=3.0):

@@ -15,7 +15,7 @@ from pipeline.reweight_event import Gathered, Target
 from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, dataset_digest
-from storage.results import Posterior
+from storage.posterior import Posterior
 
 LARGEST_DIVERGENCE = 0.005  # Jensen-Shannon, of a marginal [nats]
 BINS = 30

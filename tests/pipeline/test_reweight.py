@@ -23,7 +23,8 @@ from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset, dataset_digest, read_parameters
 from storage.errors import InputError
-from storage.results import IMPOSSIBLE, Posterior, read_posterior, result_files, write_posterior
+from storage.posterior import IMPOSSIBLE, Posterior
+from storage.results import read_posterior, result_files, write_posterior
 from strainflow import main
 
 FIXED = {

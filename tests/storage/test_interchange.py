@@ -9,7 +9,8 @@ from bilby.gw.conversion import chirp_mass_and_mass_ratio_to_component_masses
 
 import storage
 from storage.errors import InputError
-from storage.results import Exact, Posterior, write_posterior
+from storage.posterior import Exact, Posterior
+from storage.results import write_posterior
 
 NAMES = ("chirp_mass", "mass_ratio", "luminosity_distance", "a_1", "tilt_1")
 
