@@ -26,12 +26,11 @@ from pipeline.config import (
     FrameNoise,
     simulation_from_dict,
     simulation_to_dict,
-    with_whole_paths,
     without_paths,
 )
 from pipeline.detector import Detector
 from pipeline.distributions import Distribution
-from pipeline.frame_noise import frames_facts
+from pipeline.frame_noise import frames_facts, with_whole_paths
 from pipeline.memory import keep_freed_memory
 from pipeline.null_stream import check_shard
 from pipeline.polarisations import as_polarisations
