@@ -440,14 +440,6 @@ def without_paths(config: SimulationConfig) -> SimulationConfig:
     )
 
 
-def with_whole_paths(config: SimulationConfig) -> SimulationConfig:
-    """Name frames so that workers in other folders find them."""
-    if not isinstance(config.noise, FrameNoise):
-        return config
-    whole = tuple(str(Path(name).expanduser().absolute()) for name in config.noise.frames)
-    return replace(config, noise=replace(config.noise, frames=whole))
-
-
 def _require_count(config: SimulationConfig, *names: str) -> None:
     for name in names:
         if not 1 <= getattr(config, name) <= LARGEST_COUNT:

@@ -12,11 +12,10 @@ from pipeline.config import (
     DatasetConfig,
     FrameNoise,
     simulation_to_dict,
-    with_whole_paths,
     without_paths,
 )
 from pipeline.distributions import Distribution
-from pipeline.frame_noise import frames_facts
+from pipeline.frame_noise import frames_facts, with_whole_paths
 from pipeline.polarisations import as_polarisations
 from pipeline.prior_text import describe
 from pipeline.priors import PARAMETERS

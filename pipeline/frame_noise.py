@@ -1,7 +1,8 @@
 """Noise out of frames: each event takes a stretch of its own, a pure function of (seed, event)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -123,6 +124,14 @@ def frames_psd(config: SimulationConfig, noise: FrameNoise) -> Float[Array, "det
     return np.array(
         [median_psd(frames, name, spans, config, noise.psd_segment).psd for name in noise.channels]
     )
+
+
+def with_whole_paths(config: SimulationConfig) -> SimulationConfig:
+    """Name frames so that workers in other folders find them."""
+    if not isinstance(config.noise, FrameNoise):
+        return config
+    whole = tuple(str(Path(name).expanduser().absolute()) for name in config.noise.frames)
+    return replace(config, noise=replace(config.noise, frames=whole))
 
 
 def frames_facts(noise: FrameNoise) -> dict[str, dict[str, str]]:

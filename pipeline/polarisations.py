@@ -79,7 +79,7 @@ class PolarisationSeries:
     late: float
 
     @classmethod
-    def of(cls, config: SimulationConfig, psd: Float[Array, "detector frequency"]) -> Self:
+    def from_config(cls, config: SimulationConfig, psd: Float[Array, "detector frequency"]) -> Self:
         """Those of a configuration.
 
         Args:
@@ -92,7 +92,7 @@ class PolarisationSeries:
         whitening = Whitening(psd[[0] * len(NAMES)], whole, config.waveform.f_lower)
         return cls(whitening, usual_time(config) - start)
 
-    def series(self, waves: Polarisations, distance: float) -> Float[Array, "polarisation time"]:
+    def of(self, waves: Polarisations, distance: float) -> Float[Array, "polarisation time"]:
         """Whitened h+ and hx at the reference's distance and time, float32 [sigma].
 
         Args:

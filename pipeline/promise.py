@@ -51,8 +51,10 @@ def largest_peak(simulator: Simulator) -> float:
             waves = simulator.waves(parameters)
         except WaveformError:
             continue
-        signal = simulator.signal_of(waves, parameters)
-        signal = simulator.stored_of(waves, parameters, signal)
+        if simulator.config.stored == "strain":
+            signal = simulator.signal_of(waves, parameters)
+        else:
+            signal = simulator.series.of(waves, parameters["luminosity_distance"])
         snrs.append(float(np.sqrt(np.sum(np.square(signal, dtype=np.float64)))))
         peaks.append(float(np.abs(signal).max()))
     ratios = [peak / snr for peak, snr in zip(peaks, snrs, strict=True) if snr > 0]

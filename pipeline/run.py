@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.cluster import ClusterConfig, connect
-from pipeline.config import DatasetConfig, with_whole_paths
+from pipeline.config import DatasetConfig
 from pipeline.description import describe_dataset
+from pipeline.frame_noise import with_whole_paths
 from pipeline.runlog import RunLog, ShardReport
 from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator

@@ -186,7 +186,9 @@ class Simulator:
     def _steps(self, number: int) -> Generator[None, None, Event]:
         """Simulate one event; yields between the steps, for other events to come in."""
         draw = yield from self._first_accepted(number)
-        strain = self.stored_of(draw.waves, draw.parameters, draw.signal)
+        strain = draw.signal
+        if self.config.stored == "polarisations":
+            strain = self.series.of(draw.waves, draw.parameters["luminosity_distance"])
         yield
         if self.config.noise == "gaussian":
             seed = np.random.SeedSequence(self.config.seed, spawn_key=(number, 1))
@@ -323,17 +325,6 @@ class Simulator:
         whitened = self.whitening.whiten_each(strain, waves.first_bin)
         return self.whitening.to_segment(whitened, waves.first_bin)
 
-    def stored_of(
-        self,
-        waves: Polarisations,
-        parameters: Mapping[str, float],
-        signal: Float[Array, "detector time"],
-    ) -> Float[Array, "series time"]:
-        """What is stored of a source, without noise: its signal, or its polarisations [sigma]."""
-        if self.config.stored == "strain":
-            return signal
-        return self._series.series(waves, parameters["luminosity_distance"])
-
     def _project(
         self, waves: Polarisations, parameters: Mapping[str, float]
     ) -> Iterator[Complex[Array, "frequency"]]:
@@ -359,8 +350,9 @@ class Simulator:
         return {}
 
     @cached_property
-    def _series(self) -> PolarisationSeries:
-        return PolarisationSeries.of(self.config, self.psd)
+    def series(self) -> PolarisationSeries:
+        """What is stored of sources in place of their strain."""
+        return PolarisationSeries.from_config(self.config, self.psd)
 
     @cached_property
     def _priors(self) -> dict[str, Distribution]:

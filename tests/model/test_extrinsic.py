@@ -21,7 +21,6 @@ from model.trainer import Trainer
 from model.transfer import DeviceBatch
 from pipeline.likelihood import times
 from pipeline.noise import optimal_snr
-from pipeline.polarisations import PolarisationSeries
 from pipeline.simulate import Simulator
 from storage.errors import InputError
 
@@ -43,7 +42,6 @@ class Made:
         self.simulator = Simulator.from_config(config.simulation)
         self.facts = facts_of(config, self.simulator)
         self.extrinsic = Extrinsic.of(self.facts, CPU)
-        self.stored = PolarisationSeries.of(config, self.simulator.psd)
 
     def waveform(self, seed, **changes):
         """A source that the window accepts, its waveform, and what is stored of it."""
@@ -52,7 +50,7 @@ class Made:
             source = {**self.simulator.draw_parameters(generator), **changes}
             waves = self.simulator.waves(source)
             if self.simulator.accepts(self.snr(waves, source)):
-                series = self.stored.series(waves, source["luminosity_distance"])
+                series = self.simulator.series.of(waves, source["luminosity_distance"])
                 return source, waves, torch.from_numpy(series)
 
     def snr(self, waves, source, **elsewhere):

@@ -13,7 +13,6 @@ from model.estimator import DataFacts
 from model.polarisations import PolarisationFacts, read_facts
 from model.projection import Projection, Sources
 from pipeline.config import DatasetConfig
-from pipeline.polarisations import PolarisationSeries
 from pipeline.run import describe_dataset
 from pipeline.simulate import Simulator
 from storage import open_dataset
@@ -32,14 +31,13 @@ class Pair:
         self.simulator = Simulator.from_config(config.simulation)
         self.facts = facts_of(config, self.simulator)
         self.projection = Projection.of(self.facts, CPU)
-        self.stored = PolarisationSeries.of(config, self.simulator.psd)
 
     def draw(self, seed):
         """A waveform's source, what is stored of it, and the same waveform elsewhere."""
         generator = np.random.default_rng(seed)
         first, other = (self.simulator.draw_parameters(generator) for _ in range(2))
         waves = self.simulator.waves(first)
-        series = self.stored.series(waves, first["luminosity_distance"])
+        series = self.simulator.series.of(waves, first["luminosity_distance"])
         return series, {**first, **{name: other[name] for name in Sources._fields}}
 
     def error(self, seed, projection=None, **changes):

@@ -58,7 +58,7 @@ def test_they_do_not_depend_on_distance_direction_and_time_but_for_their_scale()
     source = simulator.draw_parameters(np.random.default_rng(0))
     other = {**source, "luminosity_distance": 7.5, "ra": 1.0, "dec": 0.2, "geocent_time": 5.0}
     series = [
-        simulator.stored_of(simulator.waves(each), each, np.zeros((3, 1024), np.float32))
+        simulator.series.of(simulator.waves(each), each["luminosity_distance"])
         for each in (source, other)
     ]
     error = np.linalg.norm(series[0] - series[1]) / np.linalg.norm(series[0])
