@@ -53,6 +53,11 @@ class Target:
         """
         store = store_of(data)
         simulator, schema = simulator_of_dataset(store.address)
+        if schema.polarisations:
+            raise InputError(
+                f"{data}: holds polarisations, and no event of detectors that could have been "
+                "sampled; give the data set that was"
+            )
         if not schema.noisy:
             raise InputError(
                 f"{data}: holds signals without noise; the noise that `strainflow sample` drew is "

@@ -164,5 +164,5 @@ def test_events_of_frames_can_be_cut_like_it(made):
 
 
 def test_likelihoods_are_refused(made):
-    with pytest.raises(InputError, match="without noise"):
+    with pytest.raises(InputError, match="holds polarisations, and no event of detectors"):
         Target.of(str(made))
