@@ -72,7 +72,8 @@ def decode_strain(sample: dict[str, Any]) -> dict[str, Any]:
         return sample
     facts, frame = sample["json"], sample["strain.blosc"]
     try:
-        series, samples = len(facts.get("polarisations") or facts["detectors"]), facts["samples"]
+        kind = "polarisations" if "polarisations" in facts else "detectors"
+        series, samples = len(facts[kind]), facts["samples"]
         dtype, where = np.dtype(_DTYPES[facts["dtype"]]), f"event {facts['event']}"
     except (KeyError, TypeError):
         raise DamagedDataError(f"the JSON of a compressed event was altered; {MEND}") from None

@@ -120,6 +120,7 @@ def test_with_a_window_they_follow_what_it_leaves_for_the_waveform(window):
     assert stats.ks_2samp(drawn.luminosity_distance.numpy(), prior).pvalue < IMPROBABLE
 
 
+@pytest.mark.slow
 def test_events_have_the_distribution_of_the_set_of_strain(window):
     """Waveforms too: those that the window favours come as often."""
     drawn, stored = [], []
@@ -233,6 +234,7 @@ def test_the_validation_loss_is_that_of_the_strain_of_the_same_sources(small, da
     assert same, "nothing is drawn"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_ends_at_the_same_weights_bit_for_bit(small, data, tmp_path):
     train(small, data, tmp_path / "whole")
     calls, report = 0, None

@@ -339,6 +339,7 @@ for task in Path("/proc/self/task").iterdir():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["pass", "1 / 0"])
 def test_ranks_leave_no_thread_of_gloo_that_would_abort_the_process_as_it_ends(end):
     words = [sys.executable, "-c", LEFT_BEHIND.format(end)]

@@ -179,6 +179,7 @@ def wait_for(path_pattern, folder, run):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_taken_up_again_and_leaves_the_same_bytes(et_bbh, by_one_worker, folders):
     out = folders / "killed.zarr"
     run = start_run(out, "--cluster.workers=2")
