@@ -141,7 +141,7 @@ def plot_corner(posterior: Posterior, path: Path) -> Path:
     if {"ra", "dec"} <= set(names) and len(names) >= ROOM_FOR_A_MAP:
         from model.sky_map import draw_sky
 
-        draw_sky(figure.add_axes((0.6, 0.7, 0.24, 0.24), projection="mollweide"), posterior)
+        draw_sky(figure.add_axes((0.58, 0.6, 0.24, 0.24), projection="mollweide"), posterior)
     return save(figure, path)
 
 
