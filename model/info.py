@@ -160,7 +160,10 @@ def summary(facts: RunInfo) -> str:
 def _content(facts: RunInfo) -> str:
     """What was trained on."""
     if facts.polarisations:
-        return "made of polarisations, with new distances, directions, times and noise in each step"
+        return (
+            "made of polarisations, in each step with new noise and what the prior leaves free of "
+            "distance, direction and time"
+        )
     return "signal and noise" if facts.noisy else "signals, with new noise in each step"
 
 

@@ -13,9 +13,10 @@ from storage.arrays import Array
 from storage.dataset import read_psd
 from storage.errors import DamagedDataError, InputError
 from storage.schema import Parameter, Schema
+from storage.values import number, positive
 
 PLUS_CROSS = ("plus", "cross")
-_NUMBERS = ("reference_distance", "reference_time", "sidereal_time", "sidereal_rate")
+_NUMBERS = ("reference_time", "sidereal_time", "sidereal_rate")
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,18 @@ class PolarisationFacts:
                 stored_samples=schema.samples,
                 samples=samples_of_events(schema),
                 sample_rate=schema.sample_rate,
-                **{name: float(projection[name]) for name in _NUMBERS},
-                network_snr=(float(least), math.inf if most is None else float(most)),
+                reference_distance=positive(projection["reference_distance"], float),
+                **{name: number(projection[name]) for name in _NUMBERS},
+                network_snr=(number(least), math.inf if most is None else number(most)),
                 responses=_table([item["response"] for item in detectors]),
                 locations=_table([item["location"] for item in detectors]),
                 psd=torch.from_numpy(psd.astype(float)),
                 parameters=schema.parameters,
             )
+            if not 0 <= facts.network_snr[0] < facts.network_snr[1]:
+                raise ValueError("network_snr")
+            if tuple(item["name"] for item in detectors) != schema.detectors:
+                raise ValueError("the order of the detectors")
             facts._refuse_other_shapes(len(schema.detectors))
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedDataError(f"{data}: {_words_on_damage(error)}") from None

@@ -28,8 +28,8 @@ from jaxtyping import Float
 
 from pipeline.config import SimulationConfig
 from pipeline.noise import noise_bins
-from pipeline.polarisations import REFERENCE_DISTANCE
-from pipeline.simulate import EXTRINSIC, Simulator
+from pipeline.polarisations import EXTRINSIC, REFERENCE_DISTANCE
+from pipeline.simulate import Simulator
 from pipeline.waveform import PHASE_IS_A_FACTOR, Polarisations, WaveformError
 from storage.arrays import Array
 from storage.schema import Schema

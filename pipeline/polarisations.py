@@ -18,10 +18,19 @@ from typing import TYPE_CHECKING, Any, Self
 import lal
 import numpy as np
 from jaxtyping import Float
+from scipy.special import ndtr
 
 from pipeline.config import SimulationConfig
 from pipeline.detector import time_shift
-from pipeline.gw_distributions import UniformComovingVolume
+from pipeline.distributions import (
+    Cosine,
+    DeltaFunction,
+    Distribution,
+    PowerLaw,
+    Sine,
+    TruncatedGaussian,
+    Uniform,
+)
 from pipeline.moments import usual_time
 from pipeline.noise import Whitening
 from pipeline.waveform import Polarisations
@@ -34,6 +43,12 @@ if TYPE_CHECKING:
 
 NAMES = ("plus", "cross")
 REFERENCE_DISTANCE = 1000.0  # of waveforms that serve any distance [Mpc]
+# What a waveform does not hold: the same one serves any distance, direction and time.
+EXTRINSIC = ("luminosity_distance", "ra", "dec", "psi", "geocent_time")
+CLOSED_FORMS = (Cosine, DeltaFunction, PowerLaw, Sine, TruncatedGaussian, Uniform)
+SMALLEST_SHARE = 1e-8  # of a normal distribution that is left where it is cut
+# Of amplitudes of noise: 168 left the loss of SNR within what was promised, 970 was 35 times that.
+LARGEST_RATIO = 200.0
 _APART = 10_000.0  # of the two times between which the Earth's rate of rotation is measured [s]
 
 
@@ -41,8 +56,8 @@ def require_projectable(config: SimulationConfig) -> None:
     """Refuse a configuration whose polarisations training could not make events of.
 
     Raises:
-        InputError: There is noise, one waveform serves several events, or the distance has a prior
-            whose quantiles have no closed form.
+        InputError: There is noise, one waveform serves several events, or a parameter that is
+            drawn again has a prior whose quantiles have no closed form.
     """
     if config.stored != "polarisations":
         return
@@ -57,13 +72,45 @@ def require_projectable(config: SimulationConfig) -> None:
             "stored: polarisations each waveform is stored once and serves any number of events in "
             "training; set it to 1"
         )
-    distance = config.prior.distributions()["luminosity_distance"]
-    if isinstance(distance, UniformComovingVolume):
+    priors = config.prior.distributions()
+    for name in EXTRINSIC:
+        prior = priors[name]
+        if not isinstance(prior, CLOSED_FORMS) or _is_far_tail(prior):
+            raise InputError(
+                f"prior.{name}: {type(prior).__name__} has no closed form that training could "
+                "draw from, as it does with stored: polarisations; give another one, such as a "
+                "PowerLaw, or store strain"
+            )
+
+
+def require_most_sensitive_first(psd: Float[Array, "detector frequency"]) -> None:
+    """Refuse an order of detectors in which rounding would drown signals.
+
+    What is stored is whitened with the first detector's PSD, and so is the rounding: where another
+    detector is far more sensitive, it is louder by the square root of the PSDs' ratio.
+
+    Args:
+        psd: One-sided PSD of each detector [1/Hz], on the same band.
+
+    Raises:
+        InputError: It is louder by more than `LARGEST_RATIO` somewhere.
+    """
+    band = (psd > 0).all(0)
+    ratio = float(np.sqrt(psd[0, band] / psd[:, band]).max(initial=1.0))
+    if ratio > LARGEST_RATIO:
         raise InputError(
-            f"prior.luminosity_distance: {type(distance).__name__} has no closed form that "
-            "training could draw from, as it does with stored: polarisations; give a PowerLaw, or "
-            "store strain"
+            f"detectors: polarisations are whitened with the first one's PSD, whose noise is up to "
+            f"{ratio:.0f} times that of another, so that rounding would drown its signals; name "
+            "the most sensitive detector first, or store strain"
         )
+
+
+def _is_far_tail(prior: Distribution) -> bool:
+    """Whether a cut normal distribution is but a tail whose quantiles rounding takes."""
+    if not isinstance(prior, TruncatedGaussian):
+        return False
+    low, high = ((end - prior.mu) / prior.sigma for end in (prior.minimum, prior.maximum))
+    return not float(ndtr(high) - ndtr(low)) > SMALLEST_SHARE
 
 
 @dataclass(frozen=True)

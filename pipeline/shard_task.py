@@ -50,7 +50,11 @@ def simulate_shard(
         try:
             return report(write_shard(url, schema, shard, events, checks, approve))
         except PeakError as error:
-            raise InputError(f"{error}, or simulate with a lower maximum of network_snr") from None
+            # Polarisations lie at one distance, whatever their SNR.
+            lower = (
+                "" if schema.polarisations else ", or simulate with a lower maximum of network_snr"
+            )
+            raise InputError(f"{error}{lower}") from None
 
 
 def _as_recoded(events: Iterable[Event], schema: Schema) -> Iterator[Event]:

@@ -26,7 +26,12 @@ from pipeline.distributions import Distribution
 from pipeline.frame_noise import NoiseSource, psds_of
 from pipeline.network import detectors_of
 from pipeline.noise import Whitening, optimal_snr
-from pipeline.polarisations import PolarisationSeries, require_projectable
+from pipeline.polarisations import (
+    EXTRINSIC,
+    PolarisationSeries,
+    require_most_sensitive_first,
+    require_projectable,
+)
 from pipeline.priors import PARAMETERS
 from pipeline.waveform import (
     PHASE_IS_A_FACTOR,
@@ -50,9 +55,6 @@ MOST_TRIALS = 50
 MOST_OUTSIDE = 100_000
 
 EVENTS_TOGETHER = 16
-
-# What a waveform does not hold: the same one serves any distance, direction and time.
-EXTRINSIC = ("luminosity_distance", "ra", "dec", "psi", "geocent_time")
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Simulator:
         require_projectable(config)
         detectors = detectors_of(config.detectors)
         simulator = cls(config, detectors, psds_of(config, [item.name for item in detectors]))
+        if config.stored == "polarisations":
+            require_most_sensitive_first(simulator.psd)
         require_room(config)
         simulator.try_waveform()
         return simulator

@@ -262,7 +262,8 @@ def _content(facts: DatasetInfo) -> str:
     if facts.polarisations:
         return (
             "polarisations, of which training makes events of "
-            f"{', '.join(facts.detectors)}, at other distances, directions and times each step"
+            f"{', '.join(facts.detectors)}, each step with what the prior leaves free of distance, "
+            "direction and time"
         )
     return "signal and noise" if facts.noisy else "signals without noise"
 

@@ -80,6 +80,30 @@ def window():
     return Made("--network_snr={minimum: 14, maximum: 40}")
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--network_snr={minimum: 28, maximum: 32}",),
+        (NO_WINDOW, "--prior.luminosity_distance=1500", "--prior.ra=Uniform(1, 1.0001)"),
+    ],
+)
+def test_the_strain_is_what_the_simulator_makes_of_the_parameters_that_come_with_it(flags):
+    made, count = Made(*flags), 33  # two parts on a GPU, and no multiple of anything
+    events = list(made.simulator.events(range(count)))
+    series = torch.from_numpy(np.stack([event.strain for event in events]))
+    stored = torch.from_numpy(np.stack([event.parameters for event in events]))
+    strain, drawn = made.extrinsic(series, stored, seeds_of(count))
+    names = [parameter.name for parameter in made.facts.parameters]
+    for row, parameters in enumerate(drawn.tolist()):
+        signal = made.simulator.signal(dict(zip(names, parameters, strict=True)))
+        assert np.linalg.norm(signal - strain[row].numpy()) < 1e-6 * np.linalg.norm(signal)
+        assert made.simulator.accepts(float(np.linalg.norm(optimal_snr(signal))))
+    kept = (drawn == stored).all(1)
+    assert not kept.all()
+    assert kept.any() == ("maximum: 32" in "".join(flags)), "few candidates lie within"
+
+
 def test_without_a_window_they_follow_their_priors_one_by_one(open_window):
     source, _, series = open_window.waveform(0)
     drawn = open_window.draw(source, series, 4000)

@@ -190,6 +190,9 @@ def test_detectors_with_one_psd_take_no_other_whitening(pair_of):
         ({"sidereal_time": "noon"}, "noon"),
         ({"samples": 10**6}, "the number of samples 1000000"),
         ({"network_snr": 8.0}, "float"),
+        ({"network_snr": [200, 8]}, "network_snr"),
+        ({"reference_distance": 0}, "the number 0"),
+        ({"sidereal_rate": True}, "the number True"),
         (None, "projection"),
     ],
 )
@@ -216,7 +219,7 @@ def test_what_is_too_little_or_in_another_order_is_damage():
     with pytest.raises(DamagedDataError, match="the shape of psd"):
         PolarisationFacts.of(schema, simulator.psd[:, :-1], "events.zarr")
     provenance = {**schema.provenance, "detectors": schema.provenance["detectors"][:2]}
-    with pytest.raises(DamagedDataError, match="the shape of responses"):
+    with pytest.raises(DamagedDataError, match="the order of the detectors"):
         PolarisationFacts.of(replace(schema, provenance=provenance), simulator.psd, "events.zarr")
 
 

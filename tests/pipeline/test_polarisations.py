@@ -8,13 +8,13 @@ from polarised import POLARISATIONS, short, write_set
 from pipeline.cluster import ClusterConfig
 from pipeline.config import simulation_from_dict, simulation_to_dict
 from pipeline.cut import simulator_like
+from pipeline.description import describe_dataset
 from pipeline.event_prior import share_of_dataset
 from pipeline.null_stream import check_shard
 from pipeline.polarisations import projection_facts
 from pipeline.recode import RecodeConfig, recode_dataset, stored_events
 from pipeline.repair import mend_shard, repair_dataset
 from pipeline.reweight_event import Target
-from pipeline.run import describe_dataset
 from pipeline.simulate import Simulator
 from pipeline.verify import verify_dataset
 from storage.dataset import read_schema
@@ -101,7 +101,19 @@ def test_what_is_recorded_is_read_back_and_a_set_of_strain_records_nothing_of_it
         (["--extrinsic_draws_per_waveform=4"], "extrinsic_draws_per_waveform: got 4.*set it to 1"),
         (
             ["--prior.luminosity_distance=UniformSourceFrame(500, 4000)"],
-            "prior.luminosity_distance: UniformSourceFrame has no closed form.*give a PowerLaw",
+            "prior.luminosity_distance: UniformSourceFrame has no closed form.*a PowerLaw",
+        ),
+        (
+            ["--prior.geocent_time=TruncatedGaussian(1577491211.5, 1, 1577491217.5, 1577491218)"],
+            "prior.geocent_time: TruncatedGaussian has no closed form",
+        ),
+        (
+            ["--prior.psi=UniformInComponentsMassRatio(0.2, 1)"],
+            "prior.psi: UniformInComponentsMassRatio has no closed form",
+        ),
+        (
+            ["--detectors=[V1, E1, E2, E3]", "--psd.name=ET-D", "--waveform.f_lower=10"],
+            "up to .* times that of another.*name the most sensitive detector first",
         ),
     ],
 )

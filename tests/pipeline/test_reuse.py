@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
+from pipeline.polarisations import EXTRINSIC
 from pipeline.priors import PARAMETERS
-from pipeline.simulate import EXTRINSIC, Simulator
+from pipeline.simulate import Simulator
 from pipeline.waveform import PHASE_IS_A_FACTOR, lal_arguments
 from storage.errors import InputError
 

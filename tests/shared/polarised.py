@@ -8,7 +8,8 @@ import torch
 from model.polarisations import PolarisationFacts
 from model.projection import Sources
 from pipeline.config import DatasetConfig
-from pipeline.run import describe_dataset, simulate_shard
+from pipeline.description import describe_dataset
+from pipeline.shard_task import simulate_shard
 from pipeline.simulate import Simulator
 from storage.dataset import create_dataset
 from strainflow import read_config
