@@ -13,7 +13,7 @@ from model.estimator import DataFacts
 from model.polarisations import PolarisationFacts, read_facts
 from model.projection import Projection, Sources
 from pipeline.config import DatasetConfig
-from pipeline.run import describe_dataset
+from pipeline.description import describe_dataset
 from pipeline.simulate import Simulator
 from storage import open_dataset
 from storage.dataset import read_optimal_snr, read_parameters, read_schema
