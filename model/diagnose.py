@@ -22,6 +22,7 @@ from model.findings import (
     SkyCheck,
     rank_table,
 )
+from model.plots import has_corner
 from model.report import write_report
 from storage.errors import InputError
 from storage.posterior import Posterior
@@ -52,7 +53,7 @@ def diagnose(
     kept: list[Posterior] = []  # pictures are drawn when there is a verdict, not before
 
     def keep(posterior: Posterior) -> None:
-        if len(kept) < corners:
+        if len(kept) < corners and has_corner(posterior):
             kept.append(posterior)
 
     diagnosis, cube = judge(results, level, keep)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from storage.arrays import Array
+from storage.errors import InputError
 from storage.posterior import Posterior
 
 SYMBOLS = {
@@ -94,7 +95,7 @@ def plot_loss(rows: Iterable[Mapping[str, str]], path: Path) -> Path:
     return save(figure, path)
 
 
-def plot_corner(posterior: Posterior, path: Path) -> Path:
+def plot_corner(posterior: Posterior, path: str | Path) -> Path:
     """Draw the marginals of one posterior in one and two dimensions, with the truth.
 
     Contours hold 50 and 90 %; titles give the median and the 90 % interval. Of a reweighted
@@ -104,7 +105,15 @@ def plot_corner(posterior: Posterior, path: Path) -> Path:
     Args:
         posterior: Of one event.
         path: Where to.
+
+    Raises:
+        InputError: There are not more samples than parameters, or none carries weight.
     """
+    if not has_corner(posterior):
+        raise InputError(
+            f"{posterior.label}: {len(posterior.samples)} samples of {len(posterior.names)} "
+            "parameters, or none of them with weight, make no corner plot; sample more"
+        )
     posterior = posterior.in_the_sky()
     names = posterior.names
     samples, truths, labels = _from_whole_seconds(posterior)
@@ -132,7 +141,8 @@ def plot_corner(posterior: Posterior, path: Path) -> Path:
         title = f"{symbol(names[number])} = {_median_and_width(column, weights)}"
         axes.set_title(title, fontsize=11)
     snr = "" if posterior.optimal_snr is None else f"\nnetwork SNR {posterior.optimal_snr:.0f}"
-    text = f"event {posterior.event}{snr}\n{len(samples):,} samples\ntruth in orange"
+    known = "\ntruth in orange" if any(truth is not None for truth in truths) else ""
+    text = f"event {posterior.event}{snr}\n{len(samples):,} samples{known}"
     if exact is not None:
         points = "\npoints as large as their weight" if few else ""
         text += f"\nreweighted in blue: {exact.effective_samples:,.0f} effective{points}"
@@ -143,6 +153,12 @@ def plot_corner(posterior: Posterior, path: Path) -> Path:
 
         draw_sky(figure.add_axes((0.58, 0.6, 0.24, 0.24), projection="mollweide"), posterior)
     return save(figure, path)
+
+
+def has_corner(posterior: Posterior) -> bool:
+    """Whether there is enough of a posterior to draw."""
+    enough = len(posterior.samples) > len(posterior.names)
+    return enough and (posterior.exact is None or bool(posterior.exact.weights.any()))
 
 
 def _from_whole_seconds(
@@ -265,8 +281,9 @@ def page(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
     """Write a PNG file; return it."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DOTS_PER_INCH)
     return path

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -117,6 +117,23 @@ def cut_dataset(config: CutConfig, like: str | Path | Store, out: str | Path | S
         return _complete(target, schema, task)
 
 
+def _refuse_exchanged(channels: Sequence[str], detectors: Sequence[str]) -> None:
+    """Refuse channels that say themselves that they are another detector's.
+
+    Raises:
+        InputError: One stands twice, or begins with the name of another of the detectors.
+    """
+    for channel, detector in zip(channels, detectors, strict=True):
+        if channels.count(channel) > 1:
+            raise InputError(f"channels: {channel} stands twice; name one for each detector")
+        prefix = channel.partition(":")[0]
+        if prefix != detector and prefix in detectors:
+            raise InputError(
+                f"channels: {channel} stands where {detector}'s belongs; name them in the order "
+                f"of the detectors, {', '.join(detectors)}"
+            )
+
+
 @dataclass(frozen=True)
 class _Task:
     """All that is looked up before the first event is cut.
@@ -148,6 +165,7 @@ class _Task:
                 f"channels: got {len(config.channels)}, the detectors of {like} are {names}; name "
                 "one channel for each, in this order"
             )
+        _refuse_exchanged(config.channels, [detector.name for detector in trained.detectors])
         frames = Frames.find(config.frames)
         moments = moments_of(config.gps, config.injections, trained.config)
         task = cls(config, trained, frames, moments)

@@ -12,6 +12,7 @@ from storage.arrays import Array
 from storage.posterior import IMPOSSIBLE, Exact
 
 RESPECTABLE = 0.01  # efficiency, of a network for 15 parameters
+FEWEST_EFFECTIVE = 30  # samples, as for `diagnose`: fewer say little of their own weights
 FAILED = 0.001  # efficiency, below which the samples say nothing of the posterior
 MOST_OF_ALL = 0.5  # of all weight, in one sample
 RELIABLE_K = 0.7  # above, the weights' mean converges too slowly: arXiv:1507.02646
@@ -84,6 +85,10 @@ def judge(exact: Exact) -> Verdict:
         return Verdict("failed", f"one sample holds {largest:.0%} of all weight")
     if efficiency < RESPECTABLE:
         return Verdict("poor", f"efficiency {efficiency:.2g}, below {RESPECTABLE:g}")
+    if exact.effective_samples < FEWEST_EFFECTIVE:
+        return Verdict(
+            "poor", f"{exact.effective_samples:.0f} effective samples, below {FEWEST_EFFECTIVE}"
+        )
     k = pareto_k(exact.weights)
     if k > RELIABLE_K:
         return Verdict("poor", f"the weights have a heavy tail, Pareto k {k:.2f}")

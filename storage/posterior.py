@@ -52,8 +52,11 @@ class Exact:
     @property
     def effective_samples(self) -> float:
         """(sum w)^2 / sum w^2; 0 where all weights are."""
-        squares = float((self.weights**2).sum())
-        return float(self.weights.sum()) ** 2 / squares if squares else 0.0
+        largest = self.weights.max(initial=0.0)
+        if not largest:
+            return 0.0
+        shares = self.weights / largest  # squares of weights may be more than a float holds
+        return float(shares.sum() ** 2 / (shares**2).sum())
 
     @property
     def efficiency(self) -> float:
@@ -108,9 +111,22 @@ class Posterior:
         priors = dict(self.priors)
         if "geocent_time" in priors:
             priors["geocent_time"] = self.sky["geocent_time"]
+        moved = self.moved(1)
         if "ra" in priors:
             priors["ra"] = _turned(priors["ra"], self.sky["ra_shift"])
-        return replace(self.moved(1), priors=priors, sky={})
+            moved = moved._with_ra_from(_ends(priors["ra"])[0])
+        return replace(moved, priors=priors, sky={})
+
+    def _with_ra_from(self, start: float) -> "Posterior":
+        """The same right ascension, counted from where its prior begins: it may end beyond 2 pi."""
+        first = start - 1e-9  # rounding takes none that lies at the beginning to the other end
+        truth, samples = dict(self.truth), self.samples.copy()
+        if "ra" in truth:
+            truth["ra"] = float(first + np.mod(truth["ra"] - first, CIRCLE))
+        if "ra" in self.names:
+            column = self.names.index("ra")
+            samples[:, column] = first + np.mod(samples[:, column] - first, CIRCLE)
+        return replace(self, samples=samples, truth=truth)
 
     def moved(self, sign: int) -> "Posterior":
         """Samples and truth to the sky (1), or back to the data set (-1); priors stay."""
@@ -177,15 +193,20 @@ def _turned(text: str, shift: float) -> str:
     Another shape stays as it is, and so does what spans the circle. An interval begins below 2 pi,
     and may end beyond.
     """
-    match = re.fullmatch(r"Uniform\((?:minimum=)?([^,=]+), *(?:maximum=)?([^,=]+)\)", text)
-    try:
-        low, *high = [float(number) for number in (match.groups() if match else (text,))]
-    except ValueError:
+    low, high = _ends(text)
+    if not math.isfinite(high) or high - low > CIRCLE - 1e-9:
         return text
     start = float(np.mod(low + shift, CIRCLE))
-    if not high:
+    if high == low:
         return repr(start)
-    width = high[0] - low
-    return (
-        text if width > CIRCLE - 1e-9 else f"Uniform(minimum={start!r}, maximum={start + width!r})"
-    )
+    return f"Uniform(minimum={start!r}, maximum={start + high - low!r})"
+
+
+def _ends(text: str) -> tuple[float, float]:
+    """Where a prior begins and ends, if it is a number or uniform; 0 and infinity of another."""
+    match = re.fullmatch(r"Uniform\((?:minimum=)?([^,=]+), *(?:maximum=)?([^,=]+)\)", text)
+    try:
+        ends = [float(number) for number in (match.groups() if match else (text,))]
+    except ValueError:
+        return 0.0, math.inf
+    return ends[0], ends[-1]

@@ -129,6 +129,8 @@ def read_posterior(path: Path) -> Posterior:
             sky=content["meta_data"].get("sky", {}),
         )
         _refuse_impossible(posterior)
+        if path.name != f"{posterior.label}{SUFFIX}":
+            raise ValueError(f"it holds {posterior.label}, another event than its name says")
         return _as_counted(posterior) if posterior.sky else posterior
     except DamagedDataError as error:
         raise DamagedDataError(f"{error}; delete it and sample again") from None
@@ -185,10 +187,15 @@ def _refuse_impossible(posterior: Posterior) -> None:
         raise ValueError("number of samples")
     if type(posterior.data) is not str:
         raise ValueError("data")
+    if not (np.isfinite(samples).all() and np.isfinite(posterior.log_prob).all()):
+        raise ValueError("a sample that is no number")
     if exact := posterior.exact:
         columns = (exact.log_likelihood, exact.log_prior, exact.weights)
         if any(column.shape != posterior.log_prob.shape for column in columns):
             raise ValueError("number of weights")
+        evidence = (exact.log_evidence, exact.log_evidence_error, exact.log_noise_evidence)
+        if not all(np.isfinite(column).all() for column in (*columns, evidence)):
+            raise ValueError("a weight, likelihood, prior or evidence that is no number")
         if not (np.isfinite(exact.weights).all() and (exact.weights >= 0).all()):
             raise ValueError("weights")
     if not all(

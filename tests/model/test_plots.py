@@ -14,6 +14,7 @@ from model.cube import PriorCube
 from model.history import read_history
 from model.plots import DOTS_PER_INCH, plot_corner, plot_loss
 from model.posterior_plots import plot_widths
+from storage.errors import InputError
 from storage.posterior import Exact, Posterior
 
 
@@ -107,6 +108,22 @@ def test_a_posterior_of_few_effective_samples_is_drawn_as_points(weighted, figur
     assert not any(isinstance(one, PathCollection) for drawn in many_drawn for one in drawn)
     contours = [isinstance(one, ContourSet) for drawn in few_drawn for one in drawn]
     assert any(contours) == weighted, "only those before reweighting are enough for contours"
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_fewer_samples_than_a_corner_needs_are_refused(samples, tmp_path):
+    posterior = Posterior(1, ("a", "b"), np.ones((samples, 2)), np.zeros(samples), {}, {})
+    with pytest.raises(InputError, match=f"{samples} samples of 2 parameters.*sample more"):
+        plot_corner(posterior, str(tmp_path / "corner.png"))
+
+
+def test_samples_without_any_weight_make_no_corner(tmp_path):
+    zeros = np.zeros(50)
+    exact = Exact(zeros, zeros, zeros, 0.0, 0.0, 0.0)
+    points = np.random.default_rng(0).random((50, 2))
+    posterior = Posterior(1, ("a", "b"), points, zeros, {}, {}, exact=exact)
+    with pytest.raises(InputError, match="none of them with weight"):
+        plot_corner(posterior, tmp_path / "corner.png")
 
 
 @pytest.mark.parametrize("mass", [None, 30.0])

@@ -462,3 +462,36 @@ def test_the_prior_of_right_ascension_is_turned_and_comes_back(counted, turned, 
         path.write_text(json.dumps(document))
         with pytest.raises(DamagedDataError, match="is no posterior file"):
             read_posterior(path)
+
+
+def test_a_right_ascension_beyond_midnight_lies_within_its_prior_and_comes_back(tmp_path):
+    """Of a patch of the sky about 0 h, which the prior reaches over."""
+    sky = {"gps": 1e9, "time_shift": 0.0, "ra_shift": 6.0, "geocent_time": "51.0"}
+    ra = np.linspace(0.1, 1.1, 9)
+    priors = {"ra": "Uniform(minimum=0.1, maximum=1.1)"}
+    written = Posterior(0, ("ra",), ra[:, None], np.zeros(9), {"ra": 0.6}, priors, sky=sky)
+    there = written.in_the_sky()
+    assert there.priors == {"ra": "Uniform(minimum=6.1, maximum=7.1)"}
+    assert np.allclose(there.samples[:, 0], 6 + ra, atol=1e-12)
+    assert there.truth == {"ra": pytest.approx(6.6)}
+    assert np.allclose(read_posterior(write_posterior(tmp_path, written)).samples[:, 0], ra)
+
+
+def test_a_result_under_another_events_name_is_damage(tmp_path):
+    posterior = Posterior(4, ("dec",), np.zeros((2, 1)), np.zeros(2), {}, {})
+    path = write_posterior(tmp_path, posterior).rename(tmp_path / "event_000000005_result.json")
+    with pytest.raises(DamagedDataError, match="holds event_000000004, another event"):
+        read_posterior(path)
+
+
+@pytest.mark.parametrize("value", ["null", "1e999"])
+@pytest.mark.parametrize("column", ["dec", "log_prob"])
+def test_a_sample_that_is_no_number_is_damage(column, value, tmp_path):
+    posterior = Posterior(4, ("dec",), np.full((2, 1), 0.25), np.full(2, 0.5), {}, {})
+    path = write_posterior(tmp_path, posterior)
+    number = {"dec": "0.25", "log_prob": "0.5"}[column]
+    text = path.read_text()
+    assert number in text
+    path.write_text(text.replace(number, value, 1))
+    with pytest.raises(DamagedDataError):
+        read_posterior(path)

@@ -406,6 +406,10 @@ REFUSALS = {
     "frames: E1:STRAIN is needed from": {"gps": (START + 60,)},
     "frames: no file holds the channel X:Y": {"channels": ("X:Y", *CHANNELS[1:])},
     "channels: got 1, the detectors of": {"channels": ("E1:STRAIN",)},
+    "channels: E2:STRAIN stands where E1's belongs": {
+        "channels": ("E2:STRAIN", "E1:STRAIN", "E3:STRAIN")
+    },
+    "channels: E1:STRAIN stands twice": {"channels": ("E1:STRAIN", "E1:STRAIN", "E3:STRAIN")},
     "no file is called": {"frames": "*.hdf5"},
     "gps: got -5": {"gps": ("-5",)},
     "margin: got 0.5 s": {"more": ("--margin", "0.5")},

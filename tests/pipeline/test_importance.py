@@ -1,5 +1,7 @@
 """Weights, evidence and verdicts, of densities that are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import norm, t
@@ -53,6 +55,17 @@ def test_weights_with_a_heavy_tail_are_poor():
     assert exact.efficiency > 0.02
     assert judge(exact).flag == "poor"
     assert "tail" in judge(exact).reason
+
+
+def test_few_effective_samples_are_poor_however_good_the_efficiency():
+    few = np.where(np.arange(200) < 20, 0.0, -np.inf)
+    verdict = judge(weigh(few, np.zeros(200), np.zeros(200), 0.0, 0.0))
+    assert (verdict.flag, verdict.reason) == ("poor", "20 effective samples, below 30")
+
+
+def test_huge_weights_do_not_overflow():
+    exact = replace(weighed(t(3), 100, 0)[1], weights=np.array([1e300, 1e300, 0.0]))
+    assert exact.effective_samples == 2
 
 
 def test_a_proposal_beside_the_posterior_has_failed():
