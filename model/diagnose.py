@@ -22,6 +22,7 @@ from model.findings import (
     SkyCheck,
     rank_table,
 )
+from model.folder import require_place
 from model.plots import has_corner
 from model.report import write_report
 from storage.errors import InputError
@@ -50,6 +51,7 @@ def diagnose(
     """
     if corners < 0:
         raise InputError(f"corners: got {corners}, must not be negative")
+    require_place(Path(out))
     kept: list[Posterior] = []  # pictures are drawn when there is a verdict, not before
 
     def keep(posterior: Posterior) -> None:

@@ -24,9 +24,22 @@ from model.recipe import config_from_dict, config_to_bytes
 from storage.errors import InputError
 from storage.files import write_atomically
 from storage.local import WRITER, LocalStore
+from storage.schema import GROUP_METADATA
 from storage.stream_config import StreamConfig
 
 RECORD, PICTURE, TENSORBOARD, FAILURES = "run.json", "loss.png", "tensorboard", "failed-*.pt"
+
+
+def require_place(folder: Path) -> None:
+    """Refuse a place that results or pictures would spoil.
+
+    Raises:
+        InputError: It is a file, or holds a data set or a run.
+    """
+    _refuse_file(folder)
+    for name, what in ((GROUP_METADATA, "data set"), (CONFIG, "run")):
+        if (folder / name).exists():
+            raise InputError(f"{folder}: holds a {what} ({name}); give another --out")
 
 
 def restore_if_there(

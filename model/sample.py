@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float64, Int64, Num
 
 from model.checkpoint import Which, checkpoint_path, load
-from model.config import CONFIG
 from model.estimator import DataFacts, Estimator
+from model.folder import require_place
 from model.polarisations import refuse_polarisations
 from storage.arrays import Array
 from storage.dataset import dataset_digest, read_optimal_snr, read_schema
@@ -30,7 +30,7 @@ from storage.results import (
     result_path,
     write_posterior,
 )
-from storage.schema import GROUP_METADATA, Schema
+from storage.schema import Schema
 from storage.stream import EventStream
 
 # What is drawn together, while what was drawn before is written: no more than so many events and
@@ -109,7 +109,7 @@ def sample_dataset(
         DamagedDataError: The data set or the checkpoint is damaged.
     """
     folder = Path(out)
-    _refuse_what_holds_more(folder)
+    require_place(folder)
     estimator = load(run, config.device, config.checkpoint)
     schema = read_schema(data)
     _refuse_other_data(estimator, schema, run, data)
@@ -284,13 +284,6 @@ def _refuse_other_data(
             )
     if lacking := set(estimator.theta.names) - set(schema.parameter_names):
         raise InputError(f"{data}: lacks the parameters {', '.join(sorted(lacking))} of {run}")
-
-
-def _refuse_what_holds_more(folder: Path) -> None:
-    """Refuse to write result files into a data set or a run."""
-    for name, what in ((GROUP_METADATA, "data set"), (CONFIG, "run")):
-        if (folder / name).exists():
-            raise InputError(f"{folder}: holds a {what} ({name}); give another --out")
 
 
 def _refuse_other_results(folder: Path, provenance: dict[str, object]) -> None:

@@ -198,3 +198,12 @@ def test_a_level_that_is_no_probability_is_refused(level, calibrated, tmp_path):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="no posterior files there"):
         diagnose(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "config.yaml"])
+def test_no_picture_is_drawn_into_a_data_set_or_a_run(name, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=rf"holds a .* \({name}\); give another --out"):
+        diagnose(tmp_path / "results", tmp_path)
+    with pytest.raises(InputError, match="is a file; give the name of a folder"):
+        diagnose(tmp_path / "results", tmp_path / name)
