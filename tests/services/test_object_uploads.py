@@ -53,8 +53,14 @@ def url(s3):
 @pytest.fixture
 def run(url):
     """A run that writes there, begun to upload the parts of a shard; ended after the test."""
-    process = start("simulate", *FLAGS, f"--out={url}")
-    wait_until(lambda: uploads(url) or process.poll() is not None, "upload", PATIENCE, pause=0.02)
+    for _ in range(5):  # it may be through before anybody has looked, where a look takes long
+        process = start("simulate", *FLAGS, f"--out={url}")
+        wait_until(lambda p=process: uploads(url) or p.poll() is not None, "upload", PATIENCE, 0.02)
+        if process.poll() is None:
+            break
+        assert process.returncode == 0, process.communicate()
+        process.communicate()
+        fresh_client().rm(url, recursive=True)
     assert process.poll() is None, process.communicate()
     yield process
     process.kill()
