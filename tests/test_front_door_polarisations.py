@@ -63,7 +63,7 @@ def test_info_explains_the_data_set_and_the_run(place, capsys):
     assert "plus, cross x 4,096 samples at 1024 Hz (4 s), polarisations, of which training" in text
     assert call("info", place / "run") == 0
     text = capsys.readouterr().out
-    assert "H1, L1, V1 x 1,024 samples at 1024 Hz, made of polarisations, with new" in text
+    assert "H1, L1, V1 x 1,024 samples at 1024 Hz, made of polarisations, in" in text
     assert call("info", place / "p.zarr", "--json") == 0
     assert json.loads(capsys.readouterr().out)["polarisations"] == ["plus", "cross"]
 
