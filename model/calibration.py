@@ -24,7 +24,6 @@ from storage.arrays import Array
 
 EVENTS_A_BIN = 10  # the chi-square distribution holds from about five on
 MOST_BINS = 20
-FEWEST_EFFECTIVE = 30  # of weighted samples: among fewer, ranks of right weights are not uniform
 LARGEST_P_VALUE = 0.99  # so that one test that fits too well hides no other
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.calibration import FEWEST_EFFECTIVE, Calibration, calibration
+from model.calibration import Calibration, calibration
 from model.cube import PriorCube
 from model.event_check import EventCheck, Moments, check_event
 from model.findings import (
@@ -26,7 +26,7 @@ from model.folder import require_place
 from model.plots import has_corner
 from model.report import write_report
 from storage.errors import InputError
-from storage.posterior import Posterior
+from storage.posterior import FEWEST_EFFECTIVE, Posterior
 from storage.progress import progress_bar
 from storage.results import MADE_FROM, REWEIGHTED, read_posterior, result_files
 

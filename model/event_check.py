@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from model.calibration import FEWEST_EFFECTIVE, Weighted, tarp_rank, truth_ranks
+from model.calibration import Weighted, tarp_rank, truth_ranks
 from model.cube import PriorCube
 from model.marginals import jensen_shannon, shortest_interval
 from storage.arrays import Array
 from storage.errors import InputError
-from storage.posterior import Posterior
+from storage.posterior import FEWEST_EFFECTIVE, Posterior
 
 if TYPE_CHECKING:
     from model.sky import Sky

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from model.calibration import FEWEST_EFFECTIVE
 from model.event_check import EventCheck
 from storage.arrays import Array
+from storage.posterior import FEWEST_EFFECTIVE
 
 LOW_EFFICIENCY = 0.01  # of importance sampling; below 0.1 % the samples hardly tell anything
 MOST_NAMED = 10  # events in words; the JSON has all

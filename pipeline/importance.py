@@ -9,10 +9,9 @@ from jaxtyping import Float
 from scipy.special import logsumexp
 
 from storage.arrays import Array
-from storage.posterior import IMPOSSIBLE, Exact
+from storage.posterior import FEWEST_EFFECTIVE, IMPOSSIBLE, Exact
 
 RESPECTABLE = 0.01  # efficiency, of a network for 15 parameters
-FEWEST_EFFECTIVE = 30  # samples, as for `diagnose`: fewer say little of their own weights
 FAILED = 0.001  # efficiency, below which the samples say nothing of the posterior
 MOST_OF_ALL = 0.5  # of all weight, in one sample
 RELIABLE_K = 0.7  # above, the weights' mean converges too slowly: arXiv:1507.02646

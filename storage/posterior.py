@@ -15,6 +15,9 @@ from jaxtyping import Float, Int64
 from storage.arrays import Array
 
 CIRCLE = 2 * math.pi
+# Of weighted samples: among fewer, ranks of right weights are not uniform, and weights say little
+# of themselves.
+FEWEST_EFFECTIVE = 30
 # Stands for the logarithm of zero, as bilby writes it: JSON has no infinity.
 IMPOSSIBLE = -float(np.finfo(np.float64).max)
 
