@@ -5,7 +5,6 @@ import pytest
 from scipy.stats import chisquare, kstest, norm
 
 from model.calibration import (
-    FEWEST_EFFECTIVE,
     Weighted,
     calibration,
     chi_square_p_value,
@@ -17,6 +16,7 @@ from model.calibration import (
     truth_ranks,
 )
 from model.cube import PriorCube
+from storage.posterior import FEWEST_EFFECTIVE
 
 
 def equal(samples):
