@@ -113,13 +113,13 @@ class Extrinsic:
             stored: Of a few events.
             sources: Some candidates an event.
         """
-        projection, way = self.projection, self.projection.way(sources)
+        facts, way = self.projection.facts, self.projection.way(sources)
         sums = [_Sums.of(series) for series in self._whitened_anew(stored)]
         squares = torch.zeros_like(sources.ra)
-        for detector, number in enumerate(projection.psd_of):
+        for detector, number in enumerate(self.projection.psd_of):
             plus, cross, shift = (column[..., detector] for column in way)
-            start = stored.series.shape[-1] - projection.samples - shift * projection.sample_rate
-            powers = sums[number].between(start, start + projection.samples)
+            start = stored.series.shape[-1] - facts.samples - shift * facts.sample_rate
+            powers = sums[number].between(start, start + facts.samples)
             for factor, power in zip((plus**2, cross**2, 2 * plus * cross), powers, strict=True):
                 squares += factor * power
         return squares.clamp(min=0).sqrt()

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from model.cube import PriorCube
 from storage.arrays import Array
 from storage.errors import InputError
 from storage.posterior import Posterior
@@ -56,6 +58,7 @@ STYLES = ("-", (0, (5, 1.5)), (0, (1, 1.2)))
 DOTS_PER_INCH = 150
 EDGE = 0.08  # of a panel, at either end, without ticks
 FEWEST_SMOOTH = 30  # effective samples, below which contours would be of the smoothing
+SPREAD = 0.5  # length of an angle's mean direction, below which there is no middle to speak of
 ROOM_FOR_A_MAP = 6  # parameters, from which on a corner plot leaves room
 
 
@@ -114,7 +117,7 @@ def plot_corner(posterior: Posterior, path: str | Path) -> Path:
             f"{posterior.label}: {len(posterior.samples)} samples of {len(posterior.names)} "
             "parameters, or none of them with weight, make no corner plot; sample more"
         )
-    posterior = posterior.in_the_sky()
+    posterior = _in_one_piece(posterior.in_the_sky())
     names = posterior.names
     samples, truths, labels = _from_whole_seconds(posterior)
     size = max(6.5, (2.3 if len(names) < 8 else 1.8) * len(names))
@@ -159,6 +162,29 @@ def has_corner(posterior: Posterior) -> bool:
     """Whether there is enough of a posterior to draw."""
     enough = len(posterior.samples) > len(posterior.names)
     return enough and (posterior.exact is None or bool(posterior.exact.weights.any()))
+
+
+def _in_one_piece(posterior: Posterior) -> Posterior:
+    """Angles whose ends meet within half a turn of where their samples are.
+
+    Else a posterior at 0 h would be two, at the two ends of its panels, and its median in between,
+    where nothing is. What is spread over the circle stays as it is.
+    """
+    samples, truth = posterior.samples.copy(), dict(posterior.truth)
+    weights = np.ones(len(samples)) if posterior.exact is None else posterior.exact.weights
+    periods = PriorCube.from_texts(posterior.names, posterior.priors).periods
+    for column, (name, period) in enumerate(zip(posterior.names, periods, strict=True)):
+        if not period:
+            continue
+        turns = np.exp(2j * np.pi * samples[:, column] / period)
+        mean = complex(np.average(turns, weights=weights))
+        if abs(mean) < SPREAD:
+            continue
+        start = (np.angle(mean) / (2 * np.pi) % 1 - 0.5) * period
+        samples[:, column] = start + np.mod(samples[:, column] - start, period)
+        if name in truth:
+            truth[name] = float(start + np.mod(truth[name] - start, period))
+    return replace(posterior, samples=samples, truth=truth)
 
 
 def _from_whole_seconds(

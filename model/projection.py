@@ -70,32 +70,22 @@ class Stored:
 
 @dataclass(frozen=True)
 class Projection:
-    """The detectors, and what the stored series are.
+    """The detectors on the device, and what the stored series are.
 
     Attributes:
+        facts: Of the data set.
         responses: Tensors of the detectors.
         locations: Of the vertices [m].
         weights: By which whitening with each of the different PSDs differs from the stored one;
             complex, as are the spectra.
         psd_of: Which of these PSDs each detector has.
-        samples: Of the segment, the end of the stored series.
-        sample_rate: [Hz].
-        reference_distance: Of the stored series [Mpc].
-        reference_time: Of their coalescence at the geocentre [GPS s].
-        sidereal_time: Greenwich's, at the reference time [rad].
-        sidereal_rate: By which it grows [rad/s].
     """
 
+    facts: PolarisationFacts
     responses: Float64[Tensor, "detector 3 3"]
     locations: Float64[Tensor, "detector 3"]
     weights: Complex64[Tensor, "psd frequency"]
     psd_of: tuple[int, ...]
-    samples: int
-    sample_rate: float
-    reference_distance: float
-    reference_time: float
-    sidereal_time: float
-    sidereal_rate: float
 
     @classmethod
     def of(cls, facts: PolarisationFacts, device: torch.device) -> Self:
@@ -108,16 +98,11 @@ class Projection:
         psds, psd_of = torch.unique(facts.psd, dim=0, return_inverse=True)
         weights = torch.where(psds > 0, (facts.psd[0] / psds).sqrt(), 0.0)
         return cls(
+            facts=facts,
             responses=facts.responses.to(device),
             locations=facts.locations.to(device),
             weights=weights.to(device, torch.complex64),
             psd_of=tuple(psd_of.tolist()),
-            samples=facts.samples,
-            sample_rate=facts.sample_rate,
-            reference_distance=facts.reference_distance,
-            reference_time=facts.reference_time,
-            sidereal_time=facts.sidereal_time,
-            sidereal_rate=facts.sidereal_rate,
         )
 
     @property
@@ -130,8 +115,8 @@ class Projection:
 
         Source: arXiv:gr-qc/0008066 eqs. (B4) to (B7), as in LAL.
         """
-        late = sources.geocent_time - self.reference_time
-        hour_angle = self.sidereal_time + self.sidereal_rate * late - sources.ra
+        late = sources.geocent_time - self.facts.reference_time
+        hour_angle = self.facts.sidereal_time + self.facts.sidereal_rate * late - sources.ra
         sin_hour, cos_hour = hour_angle.sin(), hour_angle.cos()
         sin_dec, cos_dec = sources.dec.sin(), sources.dec.cos()
         sin_psi, cos_psi = sources.psi.sin(), sources.psi.cos()
@@ -156,7 +141,7 @@ class Projection:
             torch.einsum("...i,dij,...j->...d", left, self.responses, right)
             for left, right in ((x, x), (y, y), (x, y))
         )
-        nearer = (self.reference_distance / sources.luminosity_distance)[..., None]
+        nearer = (self.facts.reference_distance / sources.luminosity_distance)[..., None]
         delay = -(towards @ self.locations.T) / LIGHT
         return Way((xx - yy) * nearer, 2 * xy * nearer, delay + late[..., None])
 
@@ -169,7 +154,7 @@ class Projection:
             series: As they are stored, decoded [sigma].
             sources: One an event.
         """
-        strain = series.new_empty((len(series), len(self.responses), self.samples))
+        strain = series.new_empty((len(series), len(self.responses), self.facts.samples))
         for part, stored in parts_of(series):
             strain[part] = self.project(stored, Sources(*(column[part] for column in sources)))
         return strain
@@ -179,12 +164,12 @@ class Projection:
         way, samples = self.way(sources), stored.series.shape[-1]
         plus, cross = stored.spectrum[:, :, None].unbind(1)
         spectrum = way.plus.float()[..., None] * plus + way.cross.float()[..., None] * cross
-        spectrum *= _phases(way.shift * (self.sample_rate / samples), spectrum.shape[-1])
+        spectrum *= _phases(way.shift * (self.facts.sample_rate / samples), spectrum.shape[-1])
         if self.is_reweighted:
             for detector, psd in enumerate(self.psd_of):
                 spectrum[:, detector] *= self.weights[psd]
         whole: Tensor = torch.fft.irfft(spectrum, n=samples)
-        return whole[..., -self.samples :]
+        return whole[..., -self.facts.samples :]
 
 
 def parts_of(

@@ -72,8 +72,8 @@ def write_skymap(posterior: Posterior, path: str | Path, samples: int = 1000) ->
         samples: How many to take of equal weight; the time goes with their square.
 
     Raises:
-        InputError: ligo.skymap is not installed, the sky position is not inferred, or too few
-            samples are left.
+        InputError: ligo.skymap is not installed, the sky position is not inferred, too few
+            samples are left, or the path is a folder.
 
     Source: arXiv:1603.07333 (distances on the sky), equations 1 to 3.
     """
@@ -83,6 +83,9 @@ def write_skymap(posterior: Posterior, path: str | Path, samples: int = 1000) ->
         raise InputError("ligo.skymap is not installed; pip install 'strainflow[skymap]' has it")
     from ligo.skymap.io import write_sky_map
 
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give a file in it, such as event.multiorder.fits")
     posterior = posterior.in_the_sky()
     draw = np.random.default_rng(posterior.event)
     rows = posterior.equally_weighted()
@@ -91,6 +94,7 @@ def write_skymap(posterior: Posterior, path: str | Path, samples: int = 1000) ->
             f"{posterior.label}: {distinct} samples carry the weight, a sky map needs at least "
             f"{FEWEST}; sample more, or see why the efficiency is so low"
         )
+    path.parent.mkdir(parents=True, exist_ok=True)  # before it is computed, which takes a minute
     if len(rows) > samples:
         rows = draw.choice(rows, samples, replace=False)
     names = [name for name in ("ra", "dec", "luminosity_distance") if name in posterior.names]
@@ -108,7 +112,7 @@ def write_skymap(posterior: Posterior, path: str | Path, samples: int = 1000) ->
         time = posterior.samples[rows, posterior.names.index("geocent_time")]
         table.meta["gps_time"] = float(time.mean())
     write_sky_map(str(path), table, nest=True)
-    return Path(path)
+    return path
 
 
 def _clustered(points: Float[Array, "sample coordinate"]) -> Any:  # noqa: ANN401  # ligo.skymap's

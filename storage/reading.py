@@ -20,7 +20,7 @@ from storage.errors import DamagedDataError
 from storage.local import LocalStore
 from storage.schema import Schema
 from storage.shard_reader import Piece, ShardReader
-from storage.singles import Pace
+from storage.singles import Pace, Singles
 from storage.tables import ShardTables
 from storage.urls import Store
 
@@ -79,6 +79,8 @@ class Filling:
         batch: Its arrays.
         prove: Whether checksums are to be compared.
         damaged: The places in it that could not be read, and why.
+        strain: Its bytes, a row an event.
+        size: Of a row.
     """
 
     batch: Batch
@@ -86,12 +88,12 @@ class Filling:
     damaged: dict[int, DamagedDataError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._strain = as_bytes(self.batch.strain)
-        self._size = len(self._strain) // max(1, len(self.batch.event))
+        self.strain = as_bytes(self.batch.strain)
+        self.size = len(self.strain) // max(1, len(self.batch.event))
 
     def row(self, place: int) -> memoryview:
         """Where the strain of the event at a place goes."""
-        return self._strain[place * self._size : (place + 1) * self._size]
+        return self.strain[place * self.size : (place + 1) * self.size]
 
 
 def runs_of(
@@ -185,6 +187,10 @@ class Reading:
         left = np.argsort(events, kind="stable")
         if self.is_local and 2 * np.count_nonzero(_follow(events[left], self._schema)) < len(left):
             per_task = max(1, min(per_task, self._tables.files_at_once // threads))
+            if self._tables.are_open(events):  # to look up all at once takes little
+                singles, left = self._tables.find(events, left, filling.batch.parameters)
+                for first in range(0, len(singles.places), per_task):
+                    yield partial(self._read_found, filling, singles.part(first, per_task))
             for first in range(0, len(left), per_task):
                 yield partial(self._read_singly, filling, left[first : first + per_task])
             return
@@ -220,16 +226,24 @@ class Reading:
                     filling.damaged[run.places[0]] = error
 
     def _read_singly(self, filling: Filling, places: Int64[Array, "place"]) -> None:
-        """Read single events; those that are not sound once more, which tells what is wrong."""
+        """Look up single events, open their files, and read them."""
         events, parameters = filling.batch.event, filling.batch.parameters
         singles, left = self._tables.find(events, places, parameters)
-        rows = list(map(filling.row, singles.places.tolist()))
+        self._read_found(filling, singles)
+        self._read_again(filling, left)
+
+    def _read_found(self, filling: Filling, singles: Singles) -> None:
+        """Read single events; those that are not sound once more, which tells what is wrong."""
+        strain, size = filling.strain, filling.size
         if self._schema.encoding.compressed:
-            sound = singles.unpack(rows, self._pace)
+            sound = singles.unpack(strain, size, self._pace)
         else:
-            sound = singles.read(rows, filling.prove, self._pace)
-        left = np.concatenate([left, singles.places[~sound]])
-        self._read(filling, runs_of(events, left[np.argsort(events[left])], self._schema))
+            sound = singles.read(strain, size, filling.prove, self._pace)
+        self._read_again(filling, singles.places[~sound])
+
+    def _read_again(self, filling: Filling, places: Int64[Array, "place"]) -> None:
+        events = filling.batch.event
+        self._read(filling, runs_of(events, places[np.argsort(events[places])], self._schema))
 
     def _read_run(self, filling: Filling, run: Run) -> None:
         rows = [filling.row(place) for place in run.places]

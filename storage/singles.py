@@ -7,7 +7,6 @@ takes several times as long as it would otherwise; other threads wait for it, to
 import os
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from ctypes import addressof, c_char
 from dataclasses import dataclass
@@ -54,28 +53,38 @@ class Singles(NamedTuple):
     lengths: Int64[Array, "event"]
     crc32c: Int64[Array, "event"]
 
-    def read(self, rows: Sequence[memoryview], prove: bool, pace: Pace) -> Bool[Array, "event"]:
+    def part(self, first: int, count: int) -> "Singles":
+        """Some of them."""
+        there = slice(first, first + count)
+        columns = (self.offsets[there], self.lengths[there], self.crc32c[there])
+        return Singles(self.places[there], self.files[there], *columns)
+
+    def read(self, strain: memoryview, size: int, prove: bool, pace: Pace) -> Bool[Array, "event"]:
         """Read uncompressed events, each straight to where it belongs.
 
         Args:
-            rows: Where the strain of each goes: its bytes.
+            strain: Of the batch: its bytes, a row an event.
+            size: Of a row.
             prove: Whether to compare checksums.
             pace: Of the last reads; noted anew.
 
         Returns:
             Which of them are there and sound; the others tell what is wrong when asked again.
         """
-        sound = self._read([file.descriptor for file in self.files], rows, pace)
+        starts = self.places * size
+        sound = self._read([file.descriptor for file in self.files], strain, starts, pace)
         if prove:
             for number in np.flatnonzero(sound).tolist():
-                sound[number] = crc32c(rows[number]) == self.crc32c[number]
+                row = strain[starts[number] :][:size]
+                sound[number] = crc32c(row) == self.crc32c[number]
         return sound
 
-    def unpack(self, rows: Sequence[memoryview], pace: Pace) -> Bool[Array, "event"]:
+    def unpack(self, strain: memoryview, size: int, pace: Pace) -> Bool[Array, "event"]:
         """Read compressed events, compare their checksums, and decompress them.
 
         Args:
-            rows: Where the strain of each goes: its bytes.
+            strain: Of the batch: its bytes, a row an event.
+            size: Of a row.
             pace: As for `read`.
 
         Returns:
@@ -85,37 +94,48 @@ class Singles(NamedTuple):
         pages = -(-(self.lengths + PAGE) // PAGE)
         starts = PAGE * (np.cumsum(pages) - pages) + self.offsets % PAGE
         room = scratch.room(PAGE * int(pages.sum()))
+        # Frames begin anywhere, which the page cache alone allows.
+        sound = self._read([file.cached for file in self.files], room, starts, pace)
         edges = zip(starts.tolist(), (starts + self.lengths).tolist(), strict=True)
         frames = [room[start:end] for start, end in edges]
-        # Frames begin anywhere, which the page cache alone allows.
-        sound = self._read([file.cached for file in self.files], frames, pace)
         for number in np.flatnonzero(sound).tolist():
             sound[number] = crc32c(frames[number]) == self.crc32c[number]
             if sound[number]:
+                row = strain[self.places[number] * size :][:size]
                 try:
-                    decompress_into(frames[number], rows[number], "")
+                    decompress_into(frames[number], row, "")
                 except DamagedDataError:
                     sound[number] = False
         return sound
 
     def _read(
-        self, descriptors: list[int], rows: Sequence[memoryview], pace: Pace
+        self,
+        descriptors: list[int],
+        memory: memoryview,
+        starts: Int64[Array, "event"],
+        pace: Pace,
     ) -> Bool[Array, "event"]:
-        """Read each into its row; tell which are whole."""
-        if not rows:  # which say nothing of the pace
+        """Read each to where it starts in memory; tell which are whole."""
+        if not descriptors:  # which say nothing of the pace
             return np.zeros(0, bool)
         began = time.perf_counter()
         if pace.is_slow:
             self._announce(descriptors)
-        done = read_each(np.array(descriptors), _addresses(rows), self.lengths, self.offsets)
+        addresses = addressof(c_char.from_buffer(memory)) + starts
+        done = read_each(np.array(descriptors), addresses, self.lengths, self.offsets)
         if done is None:
-            reads = zip(descriptors, rows, self.offsets.tolist(), strict=True)
+            columns = (column.tolist() for column in (starts, self.lengths, self.offsets))
             try:
                 done = np.array(
-                    [os.preadv(descriptor, (row,), offset) for descriptor, row, offset in reads]
+                    [
+                        os.preadv(descriptor, (memory[start : start + length],), offset)
+                        for descriptor, start, length, offset in zip(
+                            descriptors, *columns, strict=True
+                        )
+                    ]
                 )
             except OSError:
-                done = np.full(len(rows), -1)
+                done = np.full(len(starts), -1)
         pace.is_slow = int(self.lengths.sum()) < SLOW * (time.perf_counter() - began)
         whole: Array = done == self.lengths
         return whole
@@ -128,11 +148,6 @@ class Singles(NamedTuple):
             for file, descriptor, offset, length in parts:
                 if descriptor == file.cached:
                     os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
-
-
-def _addresses(rows: Sequence[memoryview]) -> Int64[Array, "row"]:
-    """Where rows begin in memory."""
-    return np.array([addressof(c_char.from_buffer(row)) for row in rows])
 
 
 class _Scratch(threading.local):

@@ -102,6 +102,14 @@ class ShardTables:
                 self._opened.popleft().release()
         return kept.reader
 
+    def are_open(self, events: Int64[Array, "event"]) -> bool:
+        """Whether the shards of some events are, all at a time, on a local disk."""
+        if self.files_at_once < len(events):
+            return False
+        slots = self._slots[np.unique(events // self._schema.events_per_shard)].tolist()
+        readers = map(self._readers.__getitem__, slots)
+        return all(reader is not None and reader.is_open for reader in readers)
+
     def find(
         self,
         events: Int64[Array, "event"],

@@ -93,6 +93,31 @@ def test_the_numbers_of_neighbouring_panels_of_a_corner_plot_keep_apart(figures,
             assert not any(box.overlaps(other) for other in boxes[:number])
 
 
+def test_an_angle_at_the_end_of_its_circle_is_drawn_in_one_piece(figures, tmp_path):
+    draw = np.random.default_rng(0)
+    ra = np.mod(draw.normal(0.01, 0.05, 2000), 2 * np.pi)
+    psi = np.mod(draw.normal(3.13, 0.05, 2000), np.pi)
+    phase = draw.uniform(0, 2 * np.pi, 2000)
+    around = "Uniform(minimum=0, maximum=6.283185307179586)"
+    posterior = Posterior(
+        event=1,
+        names=("ra", "psi", "phase"),
+        samples=np.stack([ra, psi, phase], 1),
+        log_prob=np.zeros(2000),
+        truth={"ra": 6.25, "psi": 0.02, "phase": 6.0},
+        priors={"ra": around, "psi": "Uniform(0, pi)", "phase": around},
+    )
+    plot_corner(posterior, tmp_path / "corner.png")
+    diagonal = figures[0].axes[::4]
+    titles = [axes.get_title() for axes in diagonal]
+    assert re.search(r"alpha\$ = \$0\.01.*\{\+0\.08.*\{-0\.08", titles[0]), titles[0]
+    assert re.search(r"psi\$ = \$3\.1", titles[1]), titles[1]
+    shown = [axes.get_xlim() for axes in diagonal]
+    assert -0.3 < shown[0][0] < 6.25 - 2 * np.pi < shown[0][1] < 0.3
+    assert 2.8 < shown[1][0] < np.pi + 0.02 < shown[1][1] < 3.4
+    assert shown[2] == pytest.approx((0, 2 * np.pi), abs=0.3), "spread over the circle, it stays"
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_posterior_of_few_effective_samples_is_drawn_as_points(weighted, figures, tmp_path):
     weights = np.zeros(400)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from model.prior import read_prior
+from model.prior import PRIORS, read_prior
 from pipeline.distributions import DISTRIBUTIONS
+from pipeline.gw_distributions import GW_DISTRIBUTIONS
+from pipeline.polarisations import CLOSED_FORMS
 from pipeline.prior_text import describe, parse_prior
 
 TEXTS = [
@@ -64,6 +66,31 @@ def test_the_text_that_a_data_set_records_is_read(text):
 def test_every_closed_form_that_events_are_drawn_from_is_known():
     compared = {text.split("(")[0] for text in TEXTS}
     assert set(DISTRIBUTIONS) - {"DeltaFunction"} <= compared
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *TEXTS,
+        "UniformInComponentsMassRatio(0.2, 1)",
+        "UniformComovingVolume(500, 4000)",
+        "UniformSourceFrame(500, 4000)",
+    ],
+)
+def test_sets_of_polarisations_take_the_priors_that_training_draws_from_and_no_other(text):
+    prior, reference = read(text)
+    assert isinstance(reference, CLOSED_FORMS) == (prior is not None)
+
+
+def test_every_prior_there_is_was_held_against_what_training_draws_from():
+    named = {text.split("(")[0].rsplit(".", 1)[-1] for text in TEXTS}
+    assert named == set(PRIORS)
+    assert set(DISTRIBUTIONS | GW_DISTRIBUTIONS) - named == {
+        "DeltaFunction",  # is recorded as a number
+        "UniformInComponentsMassRatio",
+        "UniformComovingVolume",
+        "UniformSourceFrame",
+    }
 
 
 @pytest.mark.parametrize(

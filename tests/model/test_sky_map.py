@@ -33,7 +33,8 @@ def test_a_sky_map_holds_the_modes_and_distances_of_its_samples(tmp_path):
     with warnings.catch_warnings():  # of erfa, for a date that it has no leap seconds for
         warnings.simplefilter("ignore")
         for name in ("a", "b"):
-            paths.append(write_skymap(posterior, tmp_path / f"{name}.multiorder.fits", samples=200))
+            path = tmp_path / "new" / f"{name}.multiorder.fits"
+            paths.append(write_skymap(posterior, path, samples=200))
         table = read_sky_map(str(paths[0]), moc=True, distances=True)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     area = moc.uniq2pixarea(table["UNIQ"])
@@ -83,6 +84,11 @@ def test_a_posterior_without_a_place_on_the_sky_has_no_map(tmp_path):
     with pytest.raises(InputError, match="ra and dec are not both inferred"):
         write_skymap(blind, tmp_path / "x.fits")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_no_place_for_a_map(tmp_path):
+    with pytest.raises(InputError, match=r"is a folder; give a file in it, such as"):
+        write_skymap(two_patches(), tmp_path)
 
 
 def test_a_posterior_that_few_samples_carry_has_no_map(tmp_path):
