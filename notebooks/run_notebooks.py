@@ -44,7 +44,7 @@ def execute(notebook: nbformat.NotebookNode) -> None:
     Raises:
         nbclient.exceptions.CellExecutionError: A cell failed.
     """
-    packages = str(Path(strainflow.__file__).parent)
+    packages = str(Path(strainflow.__file__).parents[1])
     with tempfile.TemporaryDirectory() as empty:
         environment = {
             **{name: value for name, value in os.environ.items() if name != "MPLBACKEND"},

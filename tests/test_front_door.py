@@ -21,7 +21,7 @@ from pipeline.simulate import Simulator
 from storage.dataset import create_dataset
 from storage.errors import InputError
 
-RECIPE = Path(strainflow.__file__).parent / "pipeline/recipes/et-bbh.yaml"
+RECIPE = Path(strainflow.__file__).parents[1] / "pipeline/recipes/et-bbh.yaml"
 
 
 @pytest.fixture
@@ -437,7 +437,7 @@ def test_an_interrupted_verb_says_whether_it_goes_on(verb, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(strainflow, "_parse", interrupted)
+    monkeypatch.setattr(strainflow, "call_of", interrupted)
     assert strainflow.main(verb.split()) == 130
     goes_on = verb in ("simulate", "repair", "recode", "cut", "train", "sample", "reweight")
     end = "what is finished stays, run it again to go on" if goes_on else "run it again from the"
@@ -461,7 +461,7 @@ def stopped_by(*signals):
 
 @pytest.mark.parametrize("verb", strainflow.SIGTERM_INTERRUPTS)
 def test_sigterm_ends_a_verb_as_ctrl_c_does_but_for_the_code(verb, capsys, monkeypatch):
-    monkeypatch.setattr(strainflow, "_parse", stopped_by(signal.SIGTERM))
+    monkeypatch.setattr(strainflow, "call_of", stopped_by(signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     assert strainflow.main([verb]) == strainflow.TERMINATED == 143
     assert f"strainflow {verb}: interrupted; " in capsys.readouterr().err
@@ -479,7 +479,7 @@ def test_a_second_sigterm_does_not_end_what_the_first_began(capsys, monkeypatch)
 
         return stopped
 
-    monkeypatch.setattr(strainflow, "_parse", work)
+    monkeypatch.setattr(strainflow, "call_of", work)
     assert strainflow.main(["simulate"]) == 143
     assert capsys.readouterr().out == "cleaned up\n"
 
@@ -487,7 +487,7 @@ def test_a_second_sigterm_does_not_end_what_the_first_began(capsys, monkeypatch)
 def test_training_looks_after_sigterm_itself(monkeypatch):
     found = []
     answer = lambda *_: lambda: found.append(signal.getsignal(signal.SIGTERM)) or 0  # noqa: E731
-    monkeypatch.setattr(strainflow, "_parse", answer)
+    monkeypatch.setattr(strainflow, "call_of", answer)
     for verb in ("train", "simulate"):
         assert strainflow.main([verb]) == 0
     assert found[0] == signal.SIG_DFL != found[1]
@@ -515,7 +515,7 @@ def failing(error):
 def test_a_full_disk_is_a_place_and_advice_and_no_number(capsys, monkeypatch, words, place, code):
     for name in (None, "x.zarr/strain/c/0/0/0"):
         error = OSError(code, os.strerror(code), name)
-        monkeypatch.setattr(strainflow, "_parse", failing(error))
+        monkeypatch.setattr(strainflow, "call_of", failing(error))
         assert strainflow.main(words) == strainflow.WRONG_CALL
         advice = "; make room, what is finished stays, run it again to go on"
         end = "" if code == errno.EROFS else advice

@@ -16,7 +16,7 @@ from run_notebooks import execute, shrink
 
 import strainflow
 
-FOLDER = Path(strainflow.__file__).parent / "notebooks"
+FOLDER = Path(strainflow.__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LARGEST = 200_000  # bytes
 

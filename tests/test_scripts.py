@@ -9,7 +9,7 @@ import pytest
 
 import strainflow
 
-HOME = Path(strainflow.__file__).parent
+HOME = Path(strainflow.__file__).parents[1]
 SCRIPTS = [*HOME.glob("*.py"), *HOME.glob("docs/*.py"), *HOME.glob("tests/bench/*.py")]
 NOTEBOOKS = [*HOME.glob("notebooks/*.ipynb")]
 OURS = ("pipeline", "storage", "model", "strainflow")
