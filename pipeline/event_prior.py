@@ -24,6 +24,7 @@ from jaxtyping import Float
 
 from pipeline.config import SimulationConfig
 from pipeline.distributions import DeltaFunction, Distribution, Uniform
+from pipeline.frame_noise import INCOMPLETE
 from pipeline.noise import optimal_snr
 from pipeline.simulate import Simulator
 from pipeline.waveform import WaveformError
@@ -170,7 +171,8 @@ def accepted_share(events: int, rejected: Counter[str], together: int) -> tuple[
     """
     first = -(-events // together)
     window = events / (events + sum(rejected[name] for name in OF_WINDOW))
-    before = sum(count for name, count in rejected.items() if name not in OF_WINDOW)
+    elsewhere = (*OF_WINDOW, INCOMPLETE)  # stretches of noise are no draws from the prior
+    before = sum(count for name, count in rejected.items() if name not in elsewhere)
     share = window / (1 + before * window / first)
     return share, math.sqrt((1 - share) / first)
 

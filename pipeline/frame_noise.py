@@ -16,6 +16,7 @@ from storage.arrays import Array
 from storage.errors import InputError
 
 ESTIMATE = "estimate"  # in place of the name of a PSD
+INCOMPLETE = "noise_incomplete"  # as which such stretches are counted, beside draws from the prior
 MOST_DRAWS = 1000  # for an event, of stretches that hold something that is no number
 
 

@@ -23,7 +23,7 @@ from pipeline.config import (
 )
 from pipeline.detector import Detector, SkyPosition, project
 from pipeline.distributions import Distribution
-from pipeline.frame_noise import NoiseSource, psds_of
+from pipeline.frame_noise import INCOMPLETE, NoiseSource, psds_of
 from pipeline.network import detectors_of
 from pipeline.noise import Whitening, optimal_snr
 from pipeline.polarisations import (
@@ -201,7 +201,7 @@ class Simulator:
             noise, incomplete = self.noise_source.draw(number)
             strain += noise
             if incomplete:
-                draw.rejected["noise_incomplete"] += incomplete
+                draw.rejected[INCOMPLETE] += incomplete
         parameters = np.array(list(draw.parameters.values()))
         return Event(number, strain, parameters, draw.snr, draw.rejected)
 

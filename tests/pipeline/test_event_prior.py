@@ -107,6 +107,13 @@ def test_nothing_thrown_away_is_a_share_of_one():
     assert accepted_share(10, Counter(), 1) == (1.0, 0.0)
 
 
+def test_stretches_of_noise_with_gaps_are_no_draws_from_the_prior():
+    rejected = Counter(snr_below_minimum=10, waveform_failed=5)
+    assert accepted_share(10, rejected + Counter(noise_incomplete=7), 1) == accepted_share(
+        10, rejected, 1
+    )
+
+
 def test_the_phase_alone_may_be_left_out(et_bbh):
     prior = EventPrior(et_bbh("--prior.a_1=0.3").simulation, 1.0, 0.0)
     free = [name for name in prior.distributions if name != "a_1"]
