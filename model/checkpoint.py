@@ -123,7 +123,7 @@ def restore(run: str | Path, device: str = "cpu", which: Which = "newest") -> Ch
             f"{run}: no trained run there (no {CHECKPOINT}); give a folder that "
             "`strainflow train` made"
         )
-    content = read_archive(path, device)
+    content = read_archive(path, device, _advice(path))
     if content.pop("format_version", None) != FORMAT_VERSION:
         raise InputError(f"{path}: is of another format version; use the strainflow that wrote it")
     config, facts, theta = from_plain(content)
@@ -136,8 +136,23 @@ def restore(run: str | Path, device: str = "cpu", which: Which = "newest") -> Ch
     )
 
 
-def read_archive(path: Path, device: str) -> dict[str, Any]:
+def _advice(path: Path) -> str:
+    """What to do where a checkpoint is damaged."""
+    best, newest = path.with_name(BEST), path.with_name(CHECKPOINT)
+    if path == newest and best.is_file():
+        return f"delete it, and the same `strainflow train` goes on from {BEST}"
+    if path == best and newest.is_file():
+        return "`--checkpoint newest` takes the weights of the last step"
+    return "delete the folder and train again"
+
+
+def read_archive(path: Path, device: str, advice: str = "delete it") -> dict[str, Any]:
     """Read a file of tensors and plain values.
+
+    Args:
+        path: The file.
+        device: Where tensors go.
+        advice: What to do where it is damaged.
 
     Raises:
         DamagedDataError: It cannot be read.
@@ -147,8 +162,7 @@ def read_archive(path: Path, device: str) -> dict[str, Any]:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise DamagedDataError(
-            f"{path}: cannot be read, the file is damaged ({type(error).__name__}); delete the "
-            "folder and train again"
+            f"{path}: cannot be read, the file is damaged ({type(error).__name__}); {advice}"
         ) from None
     return content if isinstance(content, dict) else {}
 

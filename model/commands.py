@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from model.train import TrainReport
 
 RUN_ME_AGAIN = 85  # what HTCondor's manual takes for `checkpoint_exit_code`
-LOST_RANK = 1
 
 
 def train(*, config: TrainConfig, data: str, out: str, json: bool = False) -> int:
     """Train a network on a data set, or go on where a run stopped.
 
-    Exit code 85 says that `--minutes` are over, the state is saved, and it wants to be run again.
+    Exit code 85 says that it wants to be run again: `--minutes` are over and the state is saved, or
+    another rank is gone and the last checkpoint is where it goes on.
 
     Args:
         config: The run.
@@ -43,7 +43,7 @@ def train(*, config: TrainConfig, data: str, out: str, json: bool = False) -> in
         return error.code
     except LostRankError as error:
         print(f"strainflow train: {error}", file=sys.stderr)
-        return LOST_RANK
+        return RUN_ME_AGAIN
     finally:
         _leave_in_peace()
     if report.signal:

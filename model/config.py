@@ -114,8 +114,7 @@ class SpeedConfig:
         precision: fp32; tf32: products of a GPU keep 10 bits, sums are single; bf16: the embedding
             keeps 7 bits in between, the flow stays as in tf32. By default tf32 on a GPU that has
             it, or else fp32.
-        channels_last: Whether images lie in memory with the channels together; by default where a
-            GPU multiplies in tf32 or bf16.
+        channels_last: Whether images lie in memory with the channels together; by default no.
         fused: Whether all weights are updated in one go; by default yes.
         compile: Whether the embedding is compiled, which takes a minute at the start and, on a CPU,
             a C++ compiler; by default no.

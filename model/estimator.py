@@ -16,6 +16,7 @@ from model.fastflow import FastFlow, single_threads
 from model.flow import ConditionalFlow
 from model.parameters import ParameterMap
 from model.polarisations import samples_of_events
+from model.precision import single_precision
 from model.preprocess import Preprocess
 from storage.errors import InputError
 from storage.schema import Schema
@@ -117,6 +118,7 @@ class Estimator(nn.Module):
         return -self.flow.log_prob(values.float(), condition.float())
 
     @torch.no_grad()
+    @single_precision()
     def log_prob(
         self,
         theta: Float[Tensor, "event sample parameter"],
@@ -135,6 +137,7 @@ class Estimator(nn.Module):
         return density.double() + jacobian
 
     @torch.no_grad()
+    @single_precision()
     def sample(
         self,
         strain: Float[Tensor, "event detector time"],

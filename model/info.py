@@ -150,6 +150,7 @@ def summary(facts: RunInfo) -> str:
         f"{_nats(facts.validation_loss)}{best}",
         f"  time        {_duration(facts.seconds)} in {len(facts.calls)} calls, waiting for data "
         f"{100 * facts.data_wait:.1f} %",
+        f"  runs on     {_machine(facts)}",
         f"  versions    {', '.join(f'{name} {number}' for name, number in versions.items())}",
         f"  loss curve  {facts.picture or 'when a call has ended'}",
         f"  next        {facts.following}",
@@ -165,6 +166,18 @@ def _content(facts: RunInfo) -> str:
             "distance, direction and time"
         )
     return "signal and noise" if facts.noisy else "signals, with new noise in each step"
+
+
+def _machine(facts: RunInfo) -> str:
+    """Where the last call ran, and what made it faster there."""
+    if not facts.calls:
+        return "not recorded"
+    call = facts.calls[-1]
+    speed = call.get("speed", {})
+    on = [name for name in ("channels_last", "fused", "compile") if speed.get(name)]
+    ranks = f", {call['ranks']} processes" if call.get("ranks", 1) > 1 else ""
+    flags = ", ".join([*([speed["precision"]] if "precision" in speed else []), *on])
+    return f"{call['host']}, {call['device']}{ranks}" + (f": {flags}" if flags else "")
 
 
 def _weights(network: Mapping[str, Any], prefix: str) -> int:

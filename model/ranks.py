@@ -24,7 +24,9 @@ from storage.errors import InputError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(minutes=10)  # for a rank that says nothing; one that died is noticed at once
+# For a rank that says nothing. One that died is noticed at once by gloo; where gradients go by NCCL
+# it may take this long.
+PATIENCE = timedelta(minutes=10)
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 WRONG_CALL, DAMAGED = 2, 1  # exit codes
 
@@ -246,7 +248,9 @@ def _noticing_losses() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LostRankError(
-            f"another rank is gone, or has said nothing for {PATIENCE.total_seconds():.0f} s; its "
-            "message may say why, and the same command again goes on from the last checkpoint"
+            f"another rank is gone, or has said nothing for {PATIENCE.total_seconds():.0f} s "
+            f"({cause}); its message may say why, and the same command again goes on from the last "
+            "checkpoint"
         ) from error

@@ -4,12 +4,16 @@ import json
 import platform
 import socket
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from model.folder import RECORD
+from model.speed import Speed, name_of
 from storage.documents import parse_json
 from storage.files import write_atomically
 from storage.local import LocalStore
@@ -19,7 +23,13 @@ PACKAGES = ("strainflow", "torch", "nflows", "numpy")
 
 
 def note_call(
-    run: Path, data: str | Path, digest: str, step: int, device: str, ranks: int = 1
+    run: Path,
+    data: str | Path,
+    digest: str,
+    step: int,
+    device: torch.device,
+    speed: Speed,
+    ranks: int = 1,
 ) -> None:
     """Add a call of `train` to the record of a run.
 
@@ -29,6 +39,7 @@ def note_call(
         digest: Of its metadata, SHA-256.
         step: Steps done before the call.
         device: On which it runs.
+        speed: What is on there.
         ranks: How many processes share it.
 
     Raises:
@@ -38,11 +49,13 @@ def note_call(
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
         "host": socket.gethostname(),
-        "device": device,
+        "device": name_of(device),
+        "speed": asdict(speed),
         "ranks": ranks,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
+            **({"cuda": torch.version.cuda} if device.type == "cuda" else {}),
         },
     }
     # Those that left no checkpoint are part of no weights.

@@ -41,7 +41,8 @@ class Step:
     def gradient(self, batch: DeviceBatch, number: int, events: int) -> tuple[float, float]:
         """Compute the gradient of a batch's mean loss, and cut it.
 
-        The host waits for the device once, at the end.
+        The host waits for the device at the end, and where nflows' splines look at their inputs'
+        range: twice a layer.
 
         Args:
             batch: This rank's share of it, which may be empty.

@@ -31,7 +31,7 @@ from model.polarisations import read_facts
 from model.ranks import ALONE, LostRankError, Ranks
 from model.record import note_call
 from model.schedule import epochs_done, learning_rate, progress, steps_left
-from model.speed import prepare
+from model.speed import prepare, resolve
 from model.split import Split, refuse_uneven_shares, same_data, split, training_parameters
 from model.step import Step
 from model.transfer import DeviceBatch
@@ -198,9 +198,8 @@ class Trainer:
 
     def _watch(self) -> Watch:
         """Begin to show and to record."""
-        ranks = self.ranks.world_size
-        device = str(self.device)
-        note_call(self.run, self.data, self.data_digest, self.step, device, ranks)
+        ranks, speed = self.ranks.world_size, resolve(self.config.speed, self.device)
+        note_call(self.run, self.data, self.data_digest, self.step, self.device, speed, ranks=ranks)
         self._history = History(self.run, epochs_done(self._stand))
         return Watch(self.run, self._history, self.step, self.left, self.config.tensorboard)
 
@@ -297,4 +296,7 @@ def _new_estimator(config: TrainConfig, data: str | Path, parts: Split, ranks: R
 
     theta = ranks.of_first(fitted)
     torch.manual_seed(config.seed)
-    return Estimator(config, DataFacts.of(parts.schema), theta)
+    estimator = Estimator(config, DataFacts.of(parts.schema), theta)
+    # Machines with other versions of PyTorch may draw others, and would never know.
+    estimator.load_state_dict(ranks.of_first(estimator.state_dict))
+    return estimator

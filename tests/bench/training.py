@@ -6,6 +6,7 @@ Each embedding with each flag alone beside the plain version, at the reference's
 65,536 samples, the networks of model/recipes/resnet-nsf.yaml. FLAG picks some of the flags.
 """
 
+import math
 import statistics
 import sys
 import time
@@ -19,7 +20,8 @@ from model.config import SpeedConfig, TrainConfig
 from model.embedding import EMBEDDINGS
 from model.estimator import DataFacts, Estimator
 from model.parameters import Coordinate, ParameterMap
-from model.speed import prepare
+from model.precision import set_tf32
+from model.speed import prepare, resolve
 from strainflow import read_config
 
 PLAIN = SpeedConfig(precision="fp32", channels_last=False, fused=False, compile=False)
@@ -32,8 +34,14 @@ FLAGS = {
     "compile": replace(PLAIN, compile=True),
     "default": SpeedConfig(),
 }
+CIRCLES = {"psi": math.pi, "phase": 2 * math.pi, "ra": 2 * math.pi}
 FACTS = DataFacts(("E1", "E2", "E3"), 65_536, 8192.0, 10.0, 1.0, noisy=True)
-THETA = ParameterMap(tuple(Coordinate(f"theta_{number}", 0.0, 1.0) for number in range(14)))
+THETA = ParameterMap(
+    (
+        *(Coordinate(f"theta_{number}", 0.0, 1.0) for number in range(12)),
+        *(Coordinate(name, 0.0, end, periodic=True) for name, end in CIRCLES.items()),
+    )
+)
 
 
 def make_step(
@@ -46,9 +54,11 @@ def make_step(
     estimator = Estimator(config, FACTS, THETA)
     optimiser = prepare(estimator, device, config.optimiser, speed)
     strain = torch.randn(batch, 3, 65_536, device=device)
-    theta = torch.rand(batch, 14, dtype=torch.float64, device=device)
+    theta = torch.rand(batch, 15, dtype=torch.float64, device=device)
+    tf32 = resolve(speed, device).precision != "fp32"
 
     def step() -> None:
+        set_tf32(tf32)  # which is the process's: the one that was made last would have its way
         loss = estimator.negative_log_prob(strain, theta).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
