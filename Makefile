@@ -4,6 +4,7 @@
 # make check       formatting, lint, types, import contracts, tests: green before anything lands
 # make test-slow   the tests that take minutes
 # make test-long   those that are run before a release
+# make test-gpu    those that need a GPU
 # make test-services   the tests beside a real HTCondor, Slurm and S3 server, which it installs (as root)
 # make bench       the measurements behind the README's figures; alone on the machine
 # make wheelhouse  wheels for a machine without a network
@@ -13,7 +14,7 @@ BIN := .venv/bin
 EXTRAS := pipeline,model,s3
 LOOSELY := $(addprefix --allow-,untyped-defs untyped-calls incomplete-defs any-generics) # scripts
 
-.PHONY: setup demo test test-slow test-long test-services check lint bench wheelhouse clean
+.PHONY: setup demo test test-slow test-long test-gpu test-services check lint bench wheelhouse clean
 
 setup: .venv/installed
 
@@ -34,6 +35,9 @@ test-slow: setup
 
 test-long: setup
 	$(BIN)/pytest -q -m long
+
+test-gpu: setup
+	$(BIN)/pytest -q -m gpu
 
 test-services: setup
 	$(BIN)/pytest -q -m 'services and not long'

@@ -57,13 +57,14 @@ def restore_if_there(
         InputError: The folder holds a run of another configuration or data set, or something else.
         DamagedDataError: The checkpoint cannot be read.
     """
-    newest = (run / CHECKPOINT).exists()
-    if not newest and not (run / BEST).exists():
+    if not (run / CHECKPOINT).exists() and (run / BEST).exists():
+        # As when it was damaged and deleted: the best is a state like any other.
+        write_atomically(run / CHECKPOINT, (run / BEST).read_bytes())
+    if not (run / CHECKPOINT).exists():
         _refuse_file(run)
         _refuse_foreign_folder(config, run)
         return None
-    # Without the newest, as when it was damaged and deleted, the best is a state like any other.
-    checkpoint = restore(run, which="newest" if newest else "best")
+    checkpoint = restore(run)
     if _what_decides(checkpoint.config) != _what_decides(config):
         raise InputError(
             f"{run}: holds a run of another configuration; give another --out, or "

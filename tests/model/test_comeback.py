@@ -289,6 +289,32 @@ def test_sampling_takes_the_best_weights_or_the_newest_on_request(whole, toy_dat
     assert one.provenance["checkpoint_sha256"] != other.provenance["checkpoint_sha256"]
 
 
+def test_with_the_newest_checkpoint_damaged_and_deleted_a_run_goes_on_from_the_best(
+    whole, short, data, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "checkpoint.pt").write_bytes(b"damaged")
+    with pytest.raises(DamagedDataError, match="delete it.* goes on from best.pt"):
+        train(short, data, run)
+    (run / "checkpoint.pt").unlink()
+    best = restore(run, which="best").step
+    again = Trainer(short, data, run)
+    assert again.step == best
+    assert train(short, data, run).finished
+    one, other = (restore(folder).network for folder in (whole, run))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert read_history(run)[-1]["step"] == read_history(whole)[-1]["step"]
+
+
+def test_a_damaged_best_checkpoint_says_which_one_is_left(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "best.pt").write_bytes(b"damaged")
+    with pytest.raises(DamagedDataError, match="--checkpoint newest"):
+        load(run)
+
+
 def test_before_the_end_of_the_first_epoch_the_newest_weights_are_the_best(config, data, tmp_path):
     run = tmp_path / "run"
     train(replace(config, minutes=1e-6), data, run)
