@@ -1,5 +1,6 @@
 """The loss of the validation events: each rank takes its share, all of them know the result."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def validation_loss(
         EndedElsewhereError: Another rank says so, or that it cannot read an event.
     """
     with ranks.together():
-        found = _losses_of_share(batches, loss, largest)
+        found = losses_of_share(batches, loss, largest)
     if any(ranks.most([found.bad is not None])):
         bad = [place for place in ranks.gather(found.bad) if place is not None]
         return min(bad, key=lambda place: place.number)
@@ -76,7 +77,14 @@ def validation_loss(
 
 
 @torch.no_grad()
-def _losses_of_share(batches: DeviceBatches, loss: Loss, largest: float) -> Losses:
+def losses_of_share(batches: DeviceBatches, loss: Loss, largest: float = math.inf) -> Losses:
+    """The loss of each of this rank's events.
+
+    Args:
+        batches: This rank's share of the events.
+        loss: Of an event.
+        largest: Mean loss of a batch at which to end early [nats].
+    """
     batches.load_state_dict(dict(START))
     events, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for number, batch in enumerate(batches):

@@ -7,19 +7,27 @@ DATA holds full-size signals without noise, such as
     strainflow simulate --config pipeline/recipes/et-demo.yaml --out DATA --events 16384
 
 The core-seconds of a step are measured first and give each front end its epochs. All else is the
-same, the noise of the validation events too. RUNS gets a run of each.
+same, the noise of the validation events too: the last column is the mean difference of their losses
+from those of the first front end, with its standard error. RUNS gets a run of each; those that are
+there already, and finished, are not trained again.
 """
 
 import itertools
+import math
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
+from jaxtyping import Float
+
+from model.checkpoint import restore
 from model.config import EmbeddingConfig, FlowConfig, OptimiserConfig, TrainConfig
 from model.embedding import EMBEDDINGS
 from model.trainer import Trainer
+from model.validation import losses_of_share
+from storage.arrays import Array
 
 STEPS = 8  # of which the cost is taken
 CONFIG = TrainConfig(
@@ -50,21 +58,35 @@ def cost(kind: str, data: str) -> tuple[float, int]:
         return seconds / (STEPS * CONFIG.batch_size), trainer.training.stream.events
 
 
+def losses(trainer: Trainer) -> Float[Array, "event"]:
+    """Of the validation events, with the best weights [nats]."""
+    trainer.estimator.load_state_dict(restore(trainer.run, which="best").network)
+    trainer.estimator.eval()
+    return losses_of_share(trainer.validation, trainer.loss).values.astype(float)
+
+
 def main(data: str, runs: Path, core_minutes: float) -> None:
     print(
         f"{'front end':16}{'weights':>10}{'ms/event':>10}{'epochs':>8}{'core-min':>10}{'loss':>8}"
+        f"{'above the first':>20}"
     )
+    first = None
     for kind in EMBEDDINGS:
         of_event, events = cost(kind, data)
         epochs = max(1, round(60 * core_minutes / (of_event * events)))
+        if (runs / kind).exists():
+            epochs = restore(runs / kind).config.epochs
         start = time.process_time()
         trainer = Trainer(with_front_end(kind, epochs), data, runs / kind)
         trainer.fit()
         minutes = (time.process_time() - start) / 60
         weights = sum(part.numel() for part in trainer.estimator.embedding.parameters())
-        loss = trainer.tally().best_validation_loss
-        figures = f"{weights:10,}{1e3 * of_event:10.2f}{epochs:8}{minutes:10.1f}{loss:8.3f}"
-        print(f"{kind:16}{figures}", flush=True)
+        found = losses(trainer)
+        first = found if first is None else first
+        apart = found - first
+        error = apart.std() / math.sqrt(len(apart))
+        figures = f"{weights:10,}{1e3 * of_event:10.2f}{epochs:8}{minutes:10.1f}{found.mean():8.3f}"
+        print(f"{kind:16}{figures}{apart.mean():12.3f} +- {error:.3f}", flush=True)
 
 
 if __name__ == "__main__":
