@@ -75,7 +75,7 @@ class CompareBench:
         gigabytes: Of its strain.
         batch_size: Events a batch.
         rates: Plain reads, ours, and each peer at its best number of workers.
-        times: How many times faster ours is than each peer, the median of the rounds' ratios.
+        times: Our rate over that of each peer, the median of the rounds' ratios.
         of_plain_reads: Ours over plain reads with as many threads.
         orders: How random the batches of each are.
         copies: Bytes of the events in each peer's own format; 0 where it reads the data set itself.
@@ -188,17 +188,20 @@ def summary(bench: CompareBench) -> str:
     ]
     for name, times in bench.times.items():
         copy = f", a copy of {bench.copies[name] / 1e9:.2f} GB" if bench.copies[name] else ""
-        lines.append(f"  {times:6.1f} times {name} ({bench.orders[name]}{copy})")
+        lines.append(f"  {times:6.2f} times {name} ({bench.orders[name]}{copy})")
     return "\n".join([*lines, *(f"  {sentence}" for sentence in bench.missing), *bench.verdict])
 
 
 def _verdict(times: dict[str, float]) -> Iterator[str]:
-    if times:
-        nearest = min(times, key=times.__getitem__)
-        yield (
-            f"EventStream is {times[nearest]:.1f} times as fast as the next, {nearest}, and "
-            f"{max(times.values()):.0f} times as fast as the slowest."
-        )
+    if not times:
+        return
+    nearest, slowest = min(times, key=times.__getitem__), max(times, key=times.__getitem__)
+    if times[nearest] >= 1:
+        yield f"{OURS} is {times[nearest]:.1f} times as fast as the next, {nearest}."
+    else:
+        yield f"{nearest} is {1 / times[nearest]:.1f} times as fast as {OURS}."
+    if slowest != nearest and times[slowest] >= 1:
+        yield f"{OURS} is {times[slowest]:.1f} times as fast as the slowest, {slowest}."
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from storage.bench import limits
-from storage.bench.measure import cpu_seconds, machine, peak_memory
+from storage.bench.measure import cpu_seconds, machine, milliseconds, peak_memory
 from storage.dataset import read_schema
 from storage.errors import InputError
 from storage.local import LocalStore
@@ -185,7 +185,7 @@ def summary(bench: FeedBench) -> str:
         [
             f"{bench.data}: {bench.encoding}, {bench.cache}, {bench.threads} threads, batches of "
             f"{bench.batch_size}",
-            f"  steps of {1e3 * bench.step:.1f} ms: utilisation {100 * bench.utilisation:.1f} % "
+            f"  steps of {milliseconds(bench.step)}: utilisation {100 * bench.utilisation:.1f} % "
             f"(lowest of the rounds {100 * bench.lowest:.1f} %)",
             f"  {bench.events_per_second:,.0f} events/s, {bench.gigabytes_per_second:.2f} GB/s, "
             f"{bench.cpu_seconds_per_gigabyte:.2f} CPU-s/GB, {bench.peak_memory / 1e9:.2f} GB of "
@@ -301,13 +301,13 @@ def _verdict(
 ) -> Iterator[str]:
     busy = utilisation >= BUSY
     yield (
-        f"An accelerator with steps of {1e3 * step:.1f} ms for {config.batch_size} events is "
+        f"An accelerator with steps of {milliseconds(step)} for {config.batch_size} events is "
         f"{'kept busy' if busy else 'STARVED'} ({100 * utilisation:.1f} %, {100 * BUSY:.0f} % "
         "count as busy)."
     )
     if shortest is not None:
         yield (
-            f"The shortest step that is fed is {1e3 * shortest:.1f} ms, "
+            f"The shortest step that is fed is {milliseconds(shortest)}, "
             f"{config.batch_size / shortest:,.0f} events/s: a faster accelerator starves."
         )
     if not busy:

@@ -2,17 +2,22 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from jsonargparse import ArgumentParser
 
 import strainflow
+from model.config import TrainConfig
 from storage.bench import compare, feed, limits, read, write
-from storage.bench.measure import Contestant, Rate, alternate, machine, ratio
+from storage.bench.measure import Contestant, Rate, alternate, machine, milliseconds, ratio
 from storage.bench.report import draw_rates
-from storage.bench.verdict import verdict_of_reading
+from storage.bench.verdict import _WINDOW, verdict_of_reading
 from storage.encodings import ENCODINGS
 from storage.errors import InputError
+from storage.order import Window
+from storage.stream_config import StreamConfig
 
 
 @pytest.fixture(scope="session", params=["int16", "int16+blosc"])
@@ -272,6 +277,8 @@ def reading(share, limit, encoding="int8", stream=5.0):
     [
         (0.95, "fio, an event from anywhere", "float32", "the disk (0.95"),
         (0.5, "fio, an event from anywhere", "int8", "the loader: 0.50"),
+        (1.31, "fio, an event from anywhere", "int8", "It is at the disk's limit (1.31 of fio"),
+        (0.74, "decompression alone, 2 threads", "int16+blosc", "Most of it is decompression (0"),
         (0.9, "decompression alone, 2 threads", "int16+blosc", "decompression (0.90"),
     ],
 )
@@ -279,6 +286,67 @@ def test_the_verdict_names_the_stage_that_is_the_limit(share, limit, encoding, w
     said = "\n".join(verdict_of_reading(reading(share, limit, encoding)))
     assert words in said
     assert "a step for 256 events may be as short as 256 ms" in said
+
+
+@pytest.mark.parametrize(
+    ("share", "limit"), [(0.79, "plain 16 MB reads"), (0.72, "decompression alone, 2 threads")]
+)
+def test_what_others_reach_too_is_no_bug_to_report(share, limit):
+    assert "report it" in "\n".join(verdict_of_reading(reading(0.3, limit)))
+    assert "report it" not in "\n".join(verdict_of_reading(reading(share, limit)))
+
+
+def test_a_step_of_a_small_batch_is_not_said_to_take_no_time():
+    assert [milliseconds(t) for t in (2.5, 0.0123, 0.00994, 0.00043)] == [
+        "2500 ms",
+        "12 ms",
+        "9.9 ms",
+        "0.43 ms",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"threads": 8}, "1.5 times as fast as that: `train --stream.threads 8`."),
+        ({"batch_size": 64}, "`train --batch_size 64`."),
+        ({"past_cache": True}, "`train --stream.past_cache true`."),
+        ({"order": "windowed"}, "--stream.window.shards 16 --stream.window.events 16`."),
+        ({"order": "as stored"}, "`EventStream(shuffle=False)`"),
+    ],
+)
+def test_what_is_faster_than_the_default_is_said_with_the_flag_that_gets_it(setting, words):
+    common = {"order": "global", "threads": 2, "batch_size": 256}
+    default = rate_of("EventStream, global, 2 threads", [2.0], **common)
+    better = rate_of("another", [3.0], **{**common, **setting})
+    bench = replace(reading(0.9, "plain"), warm=(default, better), cold=())
+    *_, said = verdict_of_reading(bench)
+    assert words in said
+
+
+def test_the_flags_that_are_named_are_flags_of_train():
+    assert Window() == Window(16, 16)
+    words = [*" ".join(_WINDOW).split(), "--stream.threads=8", "--stream.past_cache=true"]
+    words += ["--batch_size=64"]
+    parser = ArgumentParser()
+    parser.add_class_arguments(TrainConfig)
+    read = parser.instantiate(parser.parse_args(words))
+    assert read.stream == StreamConfig(threads=8, past_cache=True, window=Window())
+    assert read.batch_size == 64
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ({"h5py": 3.0, "memmap": 9.0}, ["3.0 times as fast as the next, h5py", "slowest, memmap"]),
+        ({"h5py": 0.5, "memmap": 9.0}, ["h5py is 2.0 times as fast as EventStream", "slowest, m"]),
+        ({"h5py": 0.5}, ["h5py is 2.0 times as fast as EventStream"]),
+    ],
+)
+def test_a_comparison_that_we_lose_is_said_as_one(times, words):
+    said = list(compare._verdict(times))
+    assert len(said) == len(words)
+    assert all(word in sentence for word, sentence in zip(words, said, strict=True))
 
 
 def test_a_picture_shows_each_group_of_rates_that_has_some(tmp_path):
