@@ -10,21 +10,25 @@ import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import psutil
 
+from storage.arrays import Array, aligned_empty
 from storage.bench import limits
-from storage.bench.measure import cpu_seconds, machine, milliseconds, peak_memory
+from storage.bench.measure import Rate, cpu_seconds, machine, milliseconds, peak_memory, ratio
 from storage.dataset import read_schema
 from storage.errors import InputError
 from storage.local import LocalStore
 from storage.order import Window
 from storage.stream_config import StreamConfig
 from storage.urls import local_folder, store_of
+
+if TYPE_CHECKING:
+    from storage.stream import EventStream
 
 BUSY = 0.95  # utilisation from which on an accelerator counts as busy
 FEWEST_BATCHES = 20
@@ -39,9 +43,10 @@ class FeedBenchConfig:
         step: Length of a training step on the accelerator [s].
         batch_size: Events a batch.
         batches: That are fed, after the first; the set is gone through as often as needed.
-        threads: Reading threads; by default a calibration decides.
+        threads: Reading threads; by default those of the run that is fed, or a calibration decides.
         prefetch: Batches read ahead; by default the same.
-        windowed: Whether in windows of shards, as for object stores; otherwise in global order.
+        windowed: Whether in windows of shards, as for object stores; otherwise as the run that is
+            fed has it, or in global order.
         cold: Whether the page cache is dropped before each epoch.
         search: Whether to look for the shortest step that is fed.
         rounds: How often, each with another order.
@@ -67,6 +72,47 @@ class FeedBenchConfig:
             raise InputError(
                 f"batches: got {self.batches}, at least {FEWEST_BATCHES} are needed for a figure"
             )
+
+
+class Batches(Protocol):
+    """What a step is fed from: a stream, or batches of one on a device."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        ...
+
+    def epochs(self, stop: int | None = None) -> Generator[Any, None, None]:
+        """Deliver the batches of this epoch and of those after it; `event` numbers their events."""
+        ...
+
+
+def _as_they_are(stream: "EventStream") -> Batches:
+    return stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedStep:
+    """A real training step, and how batches come to it.
+
+    Attributes:
+        step: Given a batch, returns when the accelerator is done with it.
+        stream: How the data set is streamed.
+        allocate: Makes the stream's buffers, from shape and type.
+        deliver: Brings a stream's batches to where the step takes them. What it has to wait for
+            counts as waiting, not as the step.
+        to_device: Measures copies of a batch to the accelerator, and then those of one large
+            buffer; None where nothing is copied.
+    """
+
+    step: Callable[[Any], object]
+    stream: StreamConfig = StreamConfig()
+    allocate: Callable[[tuple[int, ...], np.dtype[Any]], Array] = aligned_empty
+    deliver: Callable[["EventStream"], Batches] = _as_they_are
+    to_device: Callable[[], tuple[Rate, Rate]] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +152,9 @@ class FeedBench:
         wait_p99: The same for 99 of 100.
         cpu_seconds_per_gigabyte: CPU time, that of a real step included.
         shortest_step: The shortest step that is still fed [s]; None where it was not looked for.
+        to_device: Rates of a batch on its way to a GPU, and of one large page-locked buffer, which
+            is the link's; none where nothing is copied.
+        of_link: The former over the latter; None where nothing is copied.
         peak_memory: Of this process [bytes].
         machine: What it ran on.
         verdict: Whether the accelerator is kept busy, and what it takes.
@@ -126,20 +175,20 @@ class FeedBench:
     wait_p99: float
     cpu_seconds_per_gigabyte: float
     shortest_step: float | None
+    to_device: tuple[Rate, ...]
+    of_link: float | None
     peak_memory: int
     machine: dict[str, Any]
     verdict: tuple[str, ...]
 
 
-def bench_feed(
-    config: FeedBenchConfig, url: str | Path, step: Callable[[Any], object] | None = None
-) -> FeedBench:
+def bench_feed(config: FeedBenchConfig, url: str | Path, real: FedStep | None = None) -> FeedBench:
     """Feed a training step.
 
     Args:
         config: What to measure.
         url: The data set.
-        step: The real step, given a batch; by default one that waits.
+        real: The real step; by default one that waits.
 
     Raises:
         InputError: There is no data set, or an argument is impossible.
@@ -147,16 +196,18 @@ def bench_feed(
     """
     store = store_of(url)
     schema = read_schema(store)
-    feeder = _Feeder(config, url)
+    fed_step = real or FedStep(step=_Wait(config.step))
+    feeder = _Feeder(config, url, fed_step)
+    to_device = fed_step.to_device() if fed_step.to_device else ()
     used = cpu_seconds()
-    rounds = [feeder.feed(step or _Wait(config.step), seed) for seed in range(config.rounds)]
+    rounds = [feeder.feed(fed_step.step, seed) for seed in range(config.rounds)]
     used = cpu_seconds() - used
     fed = config.rounds * (config.batches + 1) * feeder.batch_bytes
     utilisation = statistics.median(item.utilisation for item in rounds)
     waits = np.concatenate([item.waits for item in rounds])
     length = statistics.median(item.step for item in rounds)
     rate = config.batch_size / length * utilisation
-    shortest = feeder.shortest_step() if config.search and step is None else None
+    shortest = feeder.shortest_step() if config.search and real is None else None
     return FeedBench(
         data=store.url,
         encoding=schema.encoding.name,
@@ -173,6 +224,8 @@ def bench_feed(
         wait_p99=float(np.percentile(waits, 99)),
         cpu_seconds_per_gigabyte=used / (fed / 1e9),
         shortest_step=shortest,
+        to_device=to_device,
+        of_link=ratio(*to_device) if to_device else None,
         peak_memory=peak_memory(),
         machine=machine(Path(store.address) if isinstance(store, LocalStore) else Path()),
         verdict=tuple(_verdict(config, utilisation, length, shortest)),
@@ -192,9 +245,16 @@ def summary(bench: FeedBench) -> str:
             "memory",
             f"  first batch after {bench.first_batch:.2f} s; a batch is waited for "
             f"{1e3 * bench.wait_p50:.2f} ms (half of them), {1e3 * bench.wait_p99:.2f} ms (99 %)",
+            *(f"  {rate}" for rate in bench.to_device),
+            *_share_of_link(bench),
             *bench.verdict,
         ]
     )
+
+
+def _share_of_link(bench: FeedBench) -> Iterator[str]:
+    if bench.of_link is not None:
+        yield f"  a batch is copied to the GPU at {bench.of_link:.2f} of the link's rate"
 
 
 class _Wait:
@@ -210,18 +270,15 @@ class _Wait:
 class _Feeder:
     """Feeds steps from one data set, epoch after epoch."""
 
-    def __init__(self, config: FeedBenchConfig, url: str | Path) -> None:
+    def __init__(self, config: FeedBenchConfig, url: str | Path, fed_step: FedStep) -> None:
         from storage.stream import EventStream  # brings webdataset along, and that torch
 
         self._config, self._url = config, url
         self._stream = EventStream(
             url,
             batch_size=config.batch_size,
-            config=StreamConfig(
-                threads=config.threads,
-                prefetch=config.prefetch,
-                window=Window() if config.windowed else None,
-            ),
+            config=_as_asked(fed_step.stream, config),
+            allocate=fed_step.allocate,
         )
         schema = self._stream.schema
         if self._stream.events < config.batch_size:
@@ -235,6 +292,7 @@ class _Feeder:
             self._files = limits.strain_files(folder, range(schema.shards))
         elif isinstance(store := store_of(url), LocalStore):
             self._fill_page_cache(limits.strain_files(store.folder, range(schema.shards)))
+        self._batches = fed_step.deliver(self._stream)
         for _ in self._whole_batches(4):  # calibration, buffers, what is opened once
             pass
 
@@ -253,7 +311,7 @@ class _Feeder:
         self, step: Callable[[Any], object], seed: int, batches: int | None = None
     ) -> FeedRound:
         """Feed one round of steps."""
-        self._stream.load_state_dict({"seed": seed, "epoch": 0, "position": 0})
+        self._batches.load_state_dict({"seed": seed, "epoch": 0, "position": 0})
         waits, computing = list[float](), 0.0
         asked = time.perf_counter()
         for batch in self._whole_batches((batches or self._config.batches) + 1):
@@ -285,7 +343,7 @@ class _Feeder:
 
     def _whole_batches(self, count: int) -> Iterator[Any]:
         """Whole batches, from epoch to epoch; that of an epoch's rest is left out."""
-        batches = self._cold_epochs() if self._config.cold else self._stream.epochs()
+        batches = self._cold_epochs() if self._config.cold else self._batches.epochs()
         whole = (batch for batch in batches if len(batch.event) == self._config.batch_size)
         with closing(batches):
             yield from itertools.islice(whole, count)
@@ -293,7 +351,17 @@ class _Feeder:
     def _cold_epochs(self) -> Generator[Any, None, None]:
         while True:
             limits.drop_from_cache(self._files)
-            yield from self._stream
+            yield from self._batches.epochs(self._batches.state_dict()["epoch"] + 1)
+
+
+def _as_asked(stream: StreamConfig, config: FeedBenchConfig) -> StreamConfig:
+    """How a data set is streamed, but for what the measurement was told."""
+    return replace(
+        stream,
+        threads=stream.threads if config.threads is None else config.threads,
+        prefetch=stream.prefetch if config.prefetch is None else config.prefetch,
+        window=stream.window or (Window() if config.windowed else None),
+    )
 
 
 def _verdict(
