@@ -2,10 +2,10 @@
 
 The idea is MLPerf Storage's: the step is replaced by a wait of the length that it has on the
 accelerator, or is the real one, and what counts is the accelerator's utilisation, the share of the
-time in which it computes. The first batch, for which everybody waits, is not counted.
+time in which it computes. The first batch, for which everybody waits, is not counted; nor, from a
+cold disk, that of each pass, before which the page cache is dropped: nothing is read ahead there.
 """
 
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -47,7 +47,7 @@ class FeedBenchConfig:
         prefetch: Batches read ahead; by default the same.
         windowed: Whether in windows of shards, as for object stores; otherwise as the run that is
             fed has it, or in global order.
-        cold: Whether the page cache is dropped before each epoch.
+        cold: Whether the page cache is dropped before each epoch, outside the clock.
         search: Whether to look for the shortest step that is fed.
         rounds: How often, each with another order.
     """
@@ -120,14 +120,15 @@ class FeedRound:
     """What one round found.
 
     Attributes:
-        utilisation: Time in steps over all time.
-        first_batch: Seconds until the first batch.
+        utilisation: Time in steps over all time, but for the first batch of each pass.
+        first_batches: Seconds until the first batch of each pass; there is one pass, from a cold
+            disk one an epoch.
         waits: Seconds that each later batch was waited for.
         step: The mean length of a step [s].
     """
 
     utilisation: float
-    first_batch: float
+    first_batches: tuple[float, ...]
     waits: tuple[float, ...]
     step: float
 
@@ -147,7 +148,7 @@ class FeedBench:
         lowest: Of the rounds.
         events_per_second: That were fed.
         gigabytes_per_second: Of strain that were fed.
-        first_batch: Seconds until the first batch, the median.
+        first_batch: Seconds until the first batch of a pass, the median.
         wait_p50: Seconds that half of the batches were not waited for longer than.
         wait_p99: The same for 99 of 100.
         cpu_seconds_per_gigabyte: CPU time, that of a real step included.
@@ -202,7 +203,8 @@ def bench_feed(config: FeedBenchConfig, url: str | Path, real: FedStep | None = 
     used = cpu_seconds()
     rounds = [feeder.feed(fed_step.step, seed) for seed in range(config.rounds)]
     used = cpu_seconds() - used
-    fed = config.rounds * (config.batches + 1) * feeder.batch_bytes
+    firsts = [seconds for item in rounds for seconds in item.first_batches]
+    fed = (len(firsts) + config.rounds * config.batches) * feeder.batch_bytes
     utilisation = statistics.median(item.utilisation for item in rounds)
     waits = np.concatenate([item.waits for item in rounds])
     length = statistics.median(item.step for item in rounds)
@@ -219,7 +221,7 @@ def bench_feed(config: FeedBenchConfig, url: str | Path, real: FedStep | None = 
         lowest=min(item.utilisation for item in rounds),
         events_per_second=rate,
         gigabytes_per_second=rate * schema.event_bytes / 1e9,
-        first_batch=statistics.median(item.first_batch for item in rounds),
+        first_batch=statistics.median(firsts),
         wait_p50=float(np.percentile(waits, 50)),
         wait_p99=float(np.percentile(waits, 99)),
         cpu_seconds_per_gigabyte=used / (fed / 1e9),
@@ -245,11 +247,20 @@ def summary(bench: FeedBench) -> str:
             "memory",
             f"  first batch after {bench.first_batch:.2f} s; a batch is waited for "
             f"{1e3 * bench.wait_p50:.2f} ms (half of them), {1e3 * bench.wait_p99:.2f} ms (99 %)",
+            *_note_of_cold(bench),
             *(f"  {rate}" for rate in bench.to_device),
             *_share_of_link(bench),
             *bench.verdict,
         ]
     )
+
+
+def _note_of_cold(bench: FeedBench) -> Iterator[str]:
+    if bench.cache == "cold":
+        yield (
+            "  cold: the files leave the page cache before each pass, outside the clock, and the "
+            "first batch of each pass is not counted in the utilisation"
+        )
 
 
 def _share_of_link(bench: FeedBench) -> Iterator[str]:
@@ -265,6 +276,43 @@ class _Wait:
 
     def __call__(self, batch: object) -> None:
         time.sleep(self._seconds)
+
+
+def _take(batch: object) -> None:
+    """A step that does nothing."""
+
+
+class _Clock:
+    """Waits and steps of the passes of a round."""
+
+    def __init__(self) -> None:
+        self.waits = list[float]()
+        self._firsts, self._computing = list[float](), 0.0
+
+    def time(self, step: Callable[[Any], object], batches: Iterator[Any], wanted: int) -> None:
+        """Take steps until a pass is over, or so many waits were counted; its first is not."""
+        asked = time.perf_counter()
+        for number, batch in enumerate(batches):
+            came = time.perf_counter()
+            step(batch)
+            done = time.perf_counter()
+            if number:
+                self.waits.append(came - asked)
+                self._computing += done - came
+            else:
+                self._firsts.append(came - asked)
+            if len(self.waits) == wanted:
+                return
+            asked = time.perf_counter()
+
+    def round(self) -> FeedRound:
+        """What was found."""
+        return FeedRound(
+            utilisation=self._computing / (self._computing + sum(self.waits)),
+            first_batches=tuple(self._firsts),
+            waits=tuple(self.waits),
+            step=self._computing / len(self.waits),
+        )
 
 
 class _Feeder:
@@ -289,12 +337,16 @@ class _Feeder:
         self.batch_bytes = config.batch_size * schema.event_bytes
         if config.cold:
             folder = local_folder(url, "feeding from a cold disk")
+            if self._stream.events < 2 * config.batch_size:  # each pass's first does not count
+                raise InputError(
+                    f"batch_size: got {config.batch_size}, from a cold disk two batches are needed "
+                    f"in a pass, of {self._stream.events} events; lower it"
+                )
             self._files = limits.strain_files(folder, range(schema.shards))
         elif isinstance(store := store_of(url), LocalStore):
             self._fill_page_cache(limits.strain_files(store.folder, range(schema.shards)))
         self._batches = fed_step.deliver(self._stream)
-        for _ in self._whole_batches(4):  # calibration, buffers, what is opened once
-            pass
+        self.feed(_take, 0, 3)  # calibration, buffers, what is opened once
 
     @staticmethod
     def _fill_page_cache(files: Sequence[Path]) -> None:
@@ -312,21 +364,14 @@ class _Feeder:
     ) -> FeedRound:
         """Feed one round of steps."""
         self._batches.load_state_dict({"seed": seed, "epoch": 0, "position": 0})
-        waits, computing = list[float](), 0.0
-        asked = time.perf_counter()
-        for batch in self._whole_batches((batches or self._config.batches) + 1):
-            came = time.perf_counter()
-            waits.append(came - asked)
-            step(batch)
-            asked = time.perf_counter()
-            computing += asked - came if len(waits) > 1 else 0.0
-        count = len(waits) - 1
-        return FeedRound(
-            utilisation=computing / (computing + sum(waits[1:])),
-            first_batch=waits[0],
-            waits=tuple(waits[1:]),
-            step=computing / count,
-        )
+        clock, wanted = _Clock(), batches or self._config.batches
+        for one_pass in self._passes():
+            with closing(one_pass):
+                whole = (item for item in one_pass if len(item.event) == self._config.batch_size)
+                clock.time(step, whole, wanted)
+            if len(clock.waits) == wanted:
+                break
+        return clock.round()
 
     def shortest_step(self) -> float:
         """Look for the shortest step with which the accelerator is busy [s]."""
@@ -341,17 +386,14 @@ class _Feeder:
                 longest = middle
         return longest
 
-    def _whole_batches(self, count: int) -> Iterator[Any]:
-        """Whole batches, from epoch to epoch; that of an epoch's rest is left out."""
-        batches = self._cold_epochs() if self._config.cold else self._batches.epochs()
-        whole = (batch for batch in batches if len(batch.event) == self._config.batch_size)
-        with closing(batches):
-            yield from itertools.islice(whole, count)
-
-    def _cold_epochs(self) -> Generator[Any, None, None]:
+    def _passes(self) -> Iterator[Generator[Any, None, None]]:
+        """Batches from epoch to epoch; from a cold disk those of one epoch at a time."""
+        if not self._config.cold:
+            yield self._batches.epochs()
+            return
         while True:
             limits.drop_from_cache(self._files)
-            yield from self._batches.epochs(self._batches.state_dict()["epoch"] + 1)
+            yield self._batches.epochs(self._batches.state_dict()["epoch"] + 1)
 
 
 def _as_asked(stream: StreamConfig, config: FeedBenchConfig) -> StreamConfig:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -176,13 +177,39 @@ def test_bench_feed_tells_a_busy_accelerator_from_a_starved_one(data, tmp_path, 
     assert "is STARVED" in said.out
 
 
+def test_a_cold_disk_is_dropped_outside_the_clock_and_first_batches_do_not_count(data, monkeypatch):
+    """With 12 batches a pass, of which 11 count, and a drop that takes 200 ms."""
+    drop, dropped, taken = limits.drop_from_cache, [], []
+
+    def slowly(files):
+        time.sleep(0.2)
+        dropped.append(len(taken))
+        drop(files)
+
+    monkeypatch.setattr(limits, "drop_from_cache", slowly)
+    config = feed.FeedBenchConfig(
+        batch_size=8, batches=25, rounds=1, threads=2, prefetch=2, cold=True
+    )
+    real = feed.FedStep(step=lambda batch: taken.append(batch.event.tolist()))
+    result = feed.bench_feed(config, data.folder, real)
+    assert dropped == [0, 0, 12, 24], "the first before what is not measured"
+    assert len(taken) == 25 + 3
+    assert sorted(event for batch in taken[:12] for event in batch) == list(range(96))
+    assert max(result.first_batch, result.wait_p99) < 0.2
+    assert "first batch of each pass is not counted" in feed.summary(result)
+
+
+def test_a_cold_pass_of_one_batch_is_refused(data):
+    config = feed.FeedBenchConfig(batch_size=64, cold=True)
+    with pytest.raises(InputError, match="two batches are needed in a pass, of 96 events"):
+        feed.bench_feed(config, data.folder)
+
+
 @pytest.mark.slow
 def test_the_shortest_step_that_is_fed_lies_between_starving_and_busy(build, monkeypatch):
     """With a stream that takes 2 ms for a batch, and does not read ahead."""
     data = build(events=96, events_per_shard=16)
     monkeypatch.setattr(feed, "SEARCH_STEPS", 3)
-    import time
-
     from storage.stream import EventStream
 
     epochs = EventStream.epochs
