@@ -198,22 +198,7 @@ class _Ground:
         drop = partial(limits.drop_from_cache, self.files)
         drop()
         threads = self.threads["cold"] = self.config.threads or self._calibrated()
-        contestants = []
-        if self.config.fio and limits.has_fio():
-            block = round(self.schema.event_bytes * self.stored_share)
-            for name, size, random in (
-                ("fio, 1 MB from front to back", 2**20, False),
-                ("fio, an event from anywhere", block, True),
-            ):
-                contestants.append(
-                    Contestant(
-                        name,
-                        partial(self._fio, size, random),
-                        {"order": "random" if random else "sequential"},
-                        before=drop,
-                        limit=True,
-                    )
-                )
+        contestants = self._fios(drop) if self.config.fio and limits.has_fio() else []
         contestants.append(self._plain(threads, drop))
         contestants += self._streams(threads, False, drop)
         past = self._stream(dict(contestants[-3].setting), drop, past_cache=True)
@@ -224,8 +209,26 @@ class _Ground:
             contestants, self.config.rounds, self.schema.event_bytes, self.stored_share
         )
 
-    def _fio(self, block: int, random: bool) -> tuple[int, float]:
-        size, seconds = limits.fio(self.files, block, random)
+    def _fios(self, before: Any) -> list[Contestant]:  # noqa: ANN401
+        """The disk's limit, with some requests under way and with many: it is the better one."""
+        event = round(self.schema.event_bytes * self.stored_share)
+        return [
+            Contestant(
+                f"{name}, depth {depth}",
+                partial(self._fio, block, order == "random", depth),
+                {"order": order, "depth": depth},
+                before=before,
+                limit=True,
+            )
+            for name, block, order in (
+                ("fio, 1 MB from front to back", 2**20, "sequential"),
+                ("fio, an event from anywhere", event, "random"),
+            )
+            for depth in limits.FIO_DEPTHS
+        ]
+
+    def _fio(self, block: int, random: bool, depth: int) -> tuple[int, float]:
+        size, seconds = limits.fio(self.files, block, random, depth)
         return round(size / self.stored_share), seconds
 
     def _plain(self, threads: int, before: Any = None) -> Contestant:  # noqa: ANN401
@@ -330,9 +333,10 @@ def _held_against_limits(
     for state, rates in (("warm", warm), ("cold", cold)):
         disk = _named("fio", rates)
         for order, rate in _default_streams(rates).items():
-            limit = _best(_named("plain", rates))
-            if disk:  # from anywhere, or from front to back
-                limit = disk[1] if order == "global" else disk[0]
+            kind = "random" if order == "global" else "sequential"  # or plain reads, without fio
+            limit = _best(
+                [fio for fio in disk if fio.setting["order"] == kind] or _named("plain", rates)
+            )
             limit = min((limit, *decoding), key=lambda bound: bound.gigabytes_per_second)
             shares[f"{state}, {order}"] = float(ratio(rate, limit))
             names[f"{state}, {order}"] = limit.name

@@ -100,12 +100,28 @@ def test_decompression_alone_gives_the_events_of_the_set(data):
 
 
 @pytest.mark.skipif(not limits.has_fio(), reason="fio is not installed")
+@pytest.mark.parametrize("depth", limits.FIO_DEPTHS)
 @pytest.mark.parametrize("random", [False, True])
-def test_fio_reads_the_files_that_it_is_given(data, monkeypatch, random):
+def test_fio_reads_the_files_that_it_is_given(data, monkeypatch, random, depth):
     monkeypatch.setattr(limits, "FIO_SECONDS", 1)
-    size, seconds = limits.fio(limits.strain_files(data.folder, range(6)), 2**16, random)
+    size, seconds = limits.fio(limits.strain_files(data.folder, range(6)), 2**16, random, depth)
     assert size > 0
     assert 0.5 < seconds < 5
+
+
+def test_the_limit_of_the_disk_is_fios_best_depth_in_the_order_that_is_held_against_it():
+    def disk(rates, order, depth):
+        return rate_of(f"fio, {order}, depth {depth}", rates, True, order=order, depth=depth)
+
+    plain = rate_of("plain 16 MB reads, 2 threads", [9.0], limit=True)
+    fios = [disk([3.0], "sequential", 8), disk([2.0], "sequential", 32)]
+    fios += [disk([1.0], "random", 8), disk([4.0], "random", 32)]
+    ours = [rate_of(order, [2.0], order=order) for order in ("global", "as stored")]
+    shares, names = read._held_against_limits([], [*fios, plain, *ours])
+    assert shares == {"cold, global": 0.5, "cold, as stored": pytest.approx(2 / 3)}
+    assert list(names.values()) == ["fio, random, depth 32", "fio, sequential, depth 8"]
+    shares, _ = read._held_against_limits([], [plain, *ours])
+    assert shares == pytest.approx({"cold, global": 2 / 9, "cold, as stored": 2 / 9})
 
 
 def test_the_machine_is_described_without_its_name(tmp_path):
