@@ -2,8 +2,10 @@
 
 import json
 import os
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +92,47 @@ def test_plain_reads_and_copies_count_what_they_move(data):
     assert limits.MemoryCopy(1000, 3)() == 2000
 
 
+def test_plain_writes_past_the_page_cache_leave_it_empty_and_count_what_they_write(tmp_path):
+    lengths = [3 * limits.PAGE + 5, limits.PIECE + limits.PAGE]
+    if not limits.can_write_past_cache(tmp_path):
+        pytest.skip("this file system has no O_DIRECT")
+    assert not list(tmp_path.iterdir())
+    files = [tmp_path / f"plain-{number}" for number in range(2)]
+    assert limits.write_plainly(tmp_path, lengths, past_cache=True) == sum(lengths) - 5
+    assert [limits.resident_share(path) for path in files] == [0, 0]
+    assert limits.write_plainly(tmp_path, lengths, past_cache=False) == sum(lengths)
+    assert [path.stat().st_size for path in files] == lengths
+    assert limits.resident_share(files[1]) == 1
+    limits.remove_plain_files(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no file system in memory here")
+def test_writing_is_measured_on_a_file_system_without_o_direct_too():
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        able = limits.can_write_past_cache(Path(folder))
+        config = write.WriteBenchConfig(
+            encodings=("int8",), events=8, events_per_shard=4, samples=2048, rounds=1
+        )
+        result = write.bench_write(config, folder)
+    assert result.plain_writes == (write.PAST if able else write.THROUGH)
+    assert len(result.rates) == 2 + able
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (0.5, "its limit is encoding, compressing and digesting (0.50 of plain writes past"),
+        (0.9, "its limit is the disk (0.90"),
+        (1.3, "it is at the disk's limit (1.30"),
+    ],
+)
+def test_the_verdict_on_writing_names_what_it_is_held_against(share, words):
+    ours = rate_of("strainflow, int8", [2.0], encoding="int8")
+    (said,) = write._verdict([ours], {"int8": share}, write.PAST)
+    assert words in said
+
+
 def test_decompression_alone_gives_the_events_of_the_set(data):
     if not data.schema.encoding.compressed:
         pytest.skip("nothing to decompress")
@@ -167,6 +210,11 @@ def test_bench_write_measures_each_encoding_and_leaves_nothing_behind(tmp_path, 
     assert code == 0
     report = json.loads(said.out)
     assert set(report["of_plain_writes"]) == set(ENCODINGS)
+    past = report["plain_writes"] == "past the page cache"
+    names = [rate["name"] for rate in report["rates"] if rate["name"].endswith(" int8")]
+    assert names[-1] == "strainflow, int8"
+    assert len(names) == 2 + past
+    assert all(report["plain_writes"] in line for line in report["verdict"])
     assert report["bytes_per_event"]["int8"] < report["bytes_per_event"]["float32"]
     assert not list(disk.iterdir())
     assert (out / "write.png").is_file()
