@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.bench.limits import read_plainly, strain_files
+from storage.bench.limits import least_resident, read_plainly, strain_files
 from storage.bench.measure import (
     Contestant,
     Rate,
@@ -25,6 +25,7 @@ from storage.bench.measure import (
     ratio,
 )
 from storage.bench.peers import Peer, contestants, whole_pass
+from storage.bench.verdict import doubt_of_warmth
 from storage.dataset import read_schema
 from storage.errors import InputError
 from storage.manifest import require_complete
@@ -77,6 +78,8 @@ class CompareBench:
         rates: Plain reads, ours, and each peer at its best number of workers.
         times: Our rate over that of each peer, the median of the rounds' ratios.
         of_plain_reads: Ours over plain reads with as many threads.
+        resident: The share of a file of the data set that was in the page cache before the passes,
+            the least of all files.
         orders: How random the batches of each are.
         copies: Bytes of the events in each peer's own format; 0 where it reads the data set itself.
         tried: Rates by number of workers of each peer, from one pass [GB/s].
@@ -93,6 +96,7 @@ class CompareBench:
     rates: tuple[Rate, ...]
     times: dict[str, float]
     of_plain_reads: float
+    resident: float
     orders: dict[str, str]
     copies: dict[str, int]
     tried: dict[str, dict[int, float]]
@@ -137,6 +141,7 @@ def bench_compare(config: CompareBenchConfig, url: str | Path) -> CompareBench:
         }
         share = sum(path.stat().st_size for path in files) / size
         share = share if schema.encoding.compressed else 1.0
+        resident = least_resident(files)
         found = alternate(
             [
                 Contestant(
@@ -168,13 +173,14 @@ def bench_compare(config: CompareBenchConfig, url: str | Path) -> CompareBench:
         rates=tuple(found),
         times=times,
         of_plain_reads=float(ratio(mine, plain)),
+        resident=resident,
         orders={peer.name: peer.order for peer in peers if peer.name in tried},
         copies={name: item.reader.written for name, item in tried.items()},
         tried={name: item.rates for name, item in tried.items()},
         memory=memory,
         missing=tuple(missing),
         machine=machine(folder),
-        verdict=tuple(_verdict(times)),
+        verdict=(*doubt_of_warmth(resident), *_verdict(times)),
     )
 
 

@@ -176,6 +176,11 @@ class DecodeAlone:
         return events * self._size
 
 
+def least_resident(files: Sequence[Path]) -> float:
+    """The share that is in the page cache of that file of which it is least."""
+    return min(resident_share(path) for path in files)
+
+
 def drop_from_cache(files: Sequence[Path]) -> None:
     """Have the kernel forget the pages of files, and see that it has.
 

@@ -78,6 +78,8 @@ class ReadBench:
         cold: From the disk; none where that was not asked for.
         of_limit: The stream's rate over its limit's, by cache and order.
         limits: What that limit is, by the same names.
+        resident: The share of a file that was in the page cache before the warm passes, the least
+            of all files.
         float32_equivalent: The warm rate, counted as if strain were float32 [GB/s].
         peak_memory: Of this process [bytes].
         machine: What it ran on.
@@ -93,6 +95,7 @@ class ReadBench:
     cold: tuple[Rate, ...]
     of_limit: dict[str, float]
     limits: dict[str, str]
+    resident: float
     float32_equivalent: float
     peak_memory: int
     machine: dict[str, Any]
@@ -129,6 +132,7 @@ def bench_read(config: ReadBenchConfig, url: str | Path) -> ReadBench:
         cold=tuple(cold),
         of_limit=of_limit,
         limits=names,
+        resident=ground.resident,
         float32_equivalent=stream.gigabytes_per_second * FLOAT32 / schema.encoding.dtype.itemsize,
         peak_memory=peak_memory(),
         machine=machine(folder),
@@ -161,6 +165,7 @@ class _Ground:
         self.stored_share = stored / strain if schema.encoding.compressed else 1.0
         self.cores = len(os.sched_getaffinity(0))
         self.threads = dict[str, int]()
+        self.resident = 0.0
 
     def measure_warm(self) -> list[Rate]:
         """Everybody, with the files in the page cache."""
@@ -191,6 +196,7 @@ class _Ground:
         contestants += self._streams(self.threads["warm"], self.config.sweep)
         for contestant in contestants:  # buffers, and what is opened once
             contestant.work()
+        self.resident = limits.least_resident(self.files)
         return self._alternate(contestants)
 
     def measure_cold(self) -> list[Rate]:

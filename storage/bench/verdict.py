@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 ENOUGH = 0.85  # of a limit, from which on the limit is what holds reading back
 USUAL = 0.7  # of a limit: less than what docs/measured.md has of warm and of compressed sets
 BEYOND = 1.05  # of a limit: more than the scatter of passes
+RESIDENT = 0.99  # of each file, from which on passes over them are warm
 _WINDOW = ["--stream.window.shards 16", "--stream.window.events 16"]  # of `storage.order.Window`
 
 
@@ -20,6 +21,7 @@ def verdict_of_reading(bench: "ReadBench") -> Iterator[str]:
     Args:
         bench: What was measured.
     """
+    yield from doubt_of_warmth(bench.resident)
     for state, rates in (("cold", bench.cold), ("warm", bench.warm)):
         streams = [rate for rate in rates if not rate.limit]
         if not streams:
@@ -39,6 +41,19 @@ def verdict_of_reading(bench: "ReadBench") -> Iterator[str]:
         if best.gigabytes_per_second > 1.15 * default.gigabytes_per_second:
             faster = best.gigabytes_per_second / default.gigabytes_per_second
             yield f"  {best.name} is {faster:.1f} times as fast as that: {_way_to(best, default)}."
+
+
+def doubt_of_warmth(resident: float) -> Iterator[str]:
+    """Say so if files were not in the page cache before passes that count as warm.
+
+    Args:
+        resident: The share that was there of the file of which it was least.
+    """
+    if resident < RESIDENT:
+        yield (
+            f"NOT WARM: {100 * (1 - resident):.0f} % of a file was not in the page cache before "
+            "the warm passes, which read the disk too; free memory, or measure a smaller set."
+        )
 
 
 class _Stage(NamedTuple):

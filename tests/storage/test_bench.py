@@ -16,7 +16,7 @@ from model.config import TrainConfig
 from storage.bench import compare, feed, limits, read, write
 from storage.bench.measure import Contestant, Rate, alternate, machine, milliseconds, ratio
 from storage.bench.report import draw_rates
-from storage.bench.verdict import _WINDOW, verdict_of_reading
+from storage.bench.verdict import _WINDOW, doubt_of_warmth, verdict_of_reading
 from storage.encodings import ENCODINGS
 from storage.errors import InputError
 from storage.order import Window
@@ -79,6 +79,21 @@ def test_what_was_dropped_from_the_page_cache_is_gone_and_comes_back(data):
     assert limits.resident_share(files[0]) == 0
     limits.read_plainly(files, 1)
     assert limits.resident_share(files[0]) == 1
+
+
+def test_the_file_of_which_least_is_in_memory_tells_whether_passes_are_warm(data):
+    files = limits.strain_files(data.folder, range(6))
+    limits.read_plainly(files, 1)
+    assert limits.least_resident(files) == 1
+    limits.drop_from_cache(files[3:4])
+    assert limits.least_resident(files) == 0
+
+
+@pytest.mark.parametrize(("resident", "words"), [(0.5, ["NOT WARM"]), (0.995, []), (1.0, [])])
+def test_passes_that_are_not_warm_are_said_not_to_be(resident, words):
+    assert [said[:8] for said in doubt_of_warmth(resident)] == words
+    first, *_ = verdict_of_reading(replace(reading(0.9, "plain"), resident=resident))
+    assert first.startswith("NOT WARM") == bool(words)
 
 
 def test_plain_reads_and_copies_count_what_they_move(data):
@@ -200,6 +215,7 @@ def test_bench_read_reports_every_order_against_its_limit(data, tmp_path, capsys
     assert any(name.startswith("fio") for name in names) == limits.has_fio()
     assert report["gigabytes"] == pytest.approx(96 * data.schema.event_bytes / 1e9)
     assert any("feeds" in line for line in report["verdict"])
+    assert report["resident"] == 1
 
 
 def test_bench_write_measures_each_encoding_and_leaves_nothing_behind(tmp_path, capsys):
@@ -309,6 +325,7 @@ def test_bench_compare_measures_who_is_asked_for_beside_ours(build, tmp_path, ca
     assert code == 0
     report = json.loads(said.out)
     assert len(report["times"]) == 2
+    assert report["resident"] == 1
     assert [rate["name"].split(",")[0] for rate in report["rates"]][:2] == [
         compare.PLAIN,
         compare.OURS,
@@ -357,6 +374,7 @@ def reading(share, limit, encoding="int8", stream=5.0):
         (ours,),
         {"warm, global": share, "cold, global": share},
         {"warm, global": limit, "cold, global": limit},
+        1.0,
         20.0,
         1,
         {},
