@@ -20,7 +20,7 @@ from model.checkpoint import restore
 from model.trainer import Trainer
 from model.transfer import Copy, CudaCopies, DeviceBatch, DeviceBatches, pinned
 from storage.arrays import aligned_empty
-from storage.bench.feed import FedStep
+from storage.bench.feed_step import FedStep
 from storage.bench.measure import Contestant, Rate, alternate
 from storage.schema import Schema
 from storage.stream import Batch

@@ -7,18 +7,17 @@ cold disk, that of each pass, before which the page cache is dropped: nothing is
 """
 
 import statistics
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import psutil
 
-from storage.arrays import Array, aligned_empty
 from storage.bench import limits
+from storage.bench.feed_step import Clock, FedStep, FeedRound, Wait, take
 from storage.bench.measure import Rate, cpu_seconds, machine, milliseconds, peak_memory, ratio
 from storage.dataset import read_schema
 from storage.errors import InputError
@@ -26,9 +25,6 @@ from storage.local import LocalStore
 from storage.order import Window
 from storage.stream_config import StreamConfig
 from storage.urls import local_folder, store_of
-
-if TYPE_CHECKING:
-    from storage.stream import EventStream
 
 BUSY = 0.95  # utilisation from which on an accelerator counts as busy
 FEWEST_BATCHES = 20
@@ -72,65 +68,6 @@ class FeedBenchConfig:
             raise InputError(
                 f"batches: got {self.batches}, at least {FEWEST_BATCHES} are needed for a figure"
             )
-
-
-class Batches(Protocol):
-    """What a step is fed from: a stream, or batches of one on a device."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where it stands."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-        ...
-
-    def epochs(self, stop: int | None = None) -> Generator[Any, None, None]:
-        """Deliver the batches of this epoch and of those after it; `event` numbers their events."""
-        ...
-
-
-def _as_they_are(stream: "EventStream") -> Batches:
-    return stream
-
-
-@dataclass(frozen=True, kw_only=True)
-class FedStep:
-    """A real training step, and how batches come to it.
-
-    Attributes:
-        step: Given a batch, returns when the accelerator is done with it.
-        stream: How the data set is streamed.
-        allocate: Makes the stream's buffers, from shape and type.
-        deliver: Brings a stream's batches to where the step takes them. What it has to wait for
-            counts as waiting, not as the step.
-        to_device: Measures copies of a batch to the accelerator, and then those of one large
-            buffer; None where nothing is copied.
-    """
-
-    step: Callable[[Any], object]
-    stream: StreamConfig = StreamConfig()
-    allocate: Callable[[tuple[int, ...], np.dtype[Any]], Array] = aligned_empty
-    deliver: Callable[["EventStream"], Batches] = _as_they_are
-    to_device: Callable[[], tuple[Rate, Rate]] | None = None
-
-
-@dataclass(frozen=True)
-class FeedRound:
-    """What one round found.
-
-    Attributes:
-        utilisation: Time in steps over all time, but for the first batch of each pass.
-        first_batches: Seconds until the first batch of each pass; there is one pass, from a cold
-            disk one an epoch.
-        waits: Seconds that each later batch was waited for.
-        step: The mean length of a step [s].
-    """
-
-    utilisation: float
-    first_batches: tuple[float, ...]
-    waits: tuple[float, ...]
-    step: float
 
 
 @dataclass(frozen=True)
@@ -197,7 +134,7 @@ def bench_feed(config: FeedBenchConfig, url: str | Path, real: FedStep | None = 
     """
     store = store_of(url)
     schema = read_schema(store)
-    fed_step = real or FedStep(step=_Wait(config.step))
+    fed_step = real or FedStep(step=Wait(config.step))
     feeder = _Feeder(config, url, fed_step)
     to_device = fed_step.to_device() if fed_step.to_device else ()
     used = cpu_seconds()
@@ -268,53 +205,6 @@ def _share_of_link(bench: FeedBench) -> Iterator[str]:
         yield f"  a batch is copied to the GPU at {bench.of_link:.2f} of the link's rate"
 
 
-class _Wait:
-    """A step that takes as long as one on the accelerator, and no work of the processor."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def __call__(self, batch: object) -> None:
-        time.sleep(self._seconds)
-
-
-def _take(batch: object) -> None:
-    """A step that does nothing."""
-
-
-class _Clock:
-    """Waits and steps of the passes of a round."""
-
-    def __init__(self) -> None:
-        self.waits = list[float]()
-        self._firsts, self._computing = list[float](), 0.0
-
-    def time(self, step: Callable[[Any], object], batches: Iterator[Any], wanted: int) -> None:
-        """Take steps until a pass is over, or so many waits were counted; its first is not."""
-        asked = time.perf_counter()
-        for number, batch in enumerate(batches):
-            came = time.perf_counter()
-            step(batch)
-            done = time.perf_counter()
-            if number:
-                self.waits.append(came - asked)
-                self._computing += done - came
-            else:
-                self._firsts.append(came - asked)
-            if len(self.waits) == wanted:
-                return
-            asked = time.perf_counter()
-
-    def round(self) -> FeedRound:
-        """What was found."""
-        return FeedRound(
-            utilisation=self._computing / (self._computing + sum(self.waits)),
-            first_batches=tuple(self._firsts),
-            waits=tuple(self.waits),
-            step=self._computing / len(self.waits),
-        )
-
-
 class _Feeder:
     """Feeds steps from one data set, epoch after epoch."""
 
@@ -346,7 +236,7 @@ class _Feeder:
         elif isinstance(store := store_of(url), LocalStore):
             self._fill_page_cache(limits.strain_files(store.folder, range(schema.shards)))
         self._batches = fed_step.deliver(self._stream)
-        self.feed(_take, 0, 3)  # calibration, buffers, what is opened once
+        self.feed(take, 0, 3)  # calibration, buffers, what is opened once
 
     @staticmethod
     def _fill_page_cache(files: Sequence[Path]) -> None:
@@ -364,7 +254,7 @@ class _Feeder:
     ) -> FeedRound:
         """Feed one round of steps."""
         self._batches.load_state_dict({"seed": seed, "epoch": 0, "position": 0})
-        clock, wanted = _Clock(), batches or self._config.batches
+        clock, wanted = Clock(), batches or self._config.batches
         for one_pass in self._passes():
             with closing(one_pass):
                 whole = (item for item in one_pass if len(item.event) == self._config.batch_size)
@@ -376,11 +266,11 @@ class _Feeder:
     def shortest_step(self) -> float:
         """Look for the shortest step with which the accelerator is busy [s]."""
         longest, shortest = self._config.step, 0.0
-        while (found := self.feed(_Wait(longest), 0, FEWEST_BATCHES)).utilisation < BUSY:
+        while (found := self.feed(Wait(longest), 0, FEWEST_BATCHES)).utilisation < BUSY:
             shortest, longest = longest, 2 * (longest + float(np.mean(found.waits)))
         for number in range(SEARCH_STEPS):
             middle = (shortest + longest) / 2
-            if self.feed(_Wait(middle), number, FEWEST_BATCHES).utilisation < BUSY:
+            if self.feed(Wait(middle), number, FEWEST_BATCHES).utilisation < BUSY:
                 shortest = middle
             else:
                 longest = middle

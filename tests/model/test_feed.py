@@ -12,7 +12,8 @@ from streams import open_stream
 from model.feed import COPIES, PlainCopy, step_of_run, to_device_rates
 from model.train import train
 from model.transfer import DeviceBatches
-from storage.bench.feed import FedStep, FeedBenchConfig, bench_feed
+from storage.bench.feed import FeedBenchConfig, bench_feed
+from storage.bench.feed_step import FedStep
 from storage.encodings import ENCODINGS
 from storage.stream import Batch
 from storage.stream_config import StreamConfig

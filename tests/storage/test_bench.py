@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 import strainflow
 from model.config import TrainConfig
 from storage.bench import compare, feed, limits, read, write
+from storage.bench.feed_step import FedStep
 from storage.bench.measure import Contestant, Rate, alternate, machine, milliseconds, ratio
 from storage.bench.report import draw_rates
 from storage.bench.verdict import _WINDOW, doubt_of_warmth, verdict_of_reading
@@ -270,7 +271,7 @@ def test_a_cold_disk_is_dropped_outside_the_clock_and_first_batches_do_not_count
     config = feed.FeedBenchConfig(
         batch_size=8, batches=25, rounds=1, threads=2, prefetch=2, cold=True
     )
-    real = feed.FedStep(step=lambda batch: taken.append(batch.event.tolist()))
+    real = FedStep(step=lambda batch: taken.append(batch.event.tolist()))
     result = feed.bench_feed(config, data.folder, real)
     assert dropped == [0, 0, 12, 24], "the first before what is not measured"
     assert len(taken) == 25 + 3
