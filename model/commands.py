@@ -185,7 +185,8 @@ def bench_feed(
     Args:
         data: The data set.
         config: What to measure.
-        run: Folder of a run whose training step is fed, with its batch size; one that waits if not.
+        run: Folder of a run whose training step is fed, with its batch size and its way to stream;
+            one that waits if not.
         out: Folder for the figures.
         json: Print the result as JSON.
     """
@@ -195,8 +196,8 @@ def bench_feed(
     if run:
         from model.feed import step_of_run
 
-        with step_of_run(run, data) as (batch_size, step):
-            result = feed.bench_feed(replace(config, batch_size=batch_size), data, step)
+        with step_of_run(run, data) as (batch_size, real):
+            result = feed.bench_feed(replace(config, batch_size=batch_size), data, real)
     else:
         result = feed.bench_feed(config, data)
     publish(result, feed.summary(result), {}, "", out, "feed", json)

@@ -8,7 +8,7 @@ Not covered yet: the path of CUDA has not been run on a GPU; `tests/model/test_t
 its order of events with a copy that is as late as a copy may be, and has a `gpu` test for the rest.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -112,7 +112,7 @@ class DeviceBatches:
         """Deliver the batches that are left of this epoch."""
         yield from self.epochs(self.state_dict()["epoch"] + 1)
 
-    def epochs(self, stop: int | None = None) -> Iterator[DeviceBatch]:
+    def epochs(self, stop: int | None = None) -> Generator[DeviceBatch, None, None]:
         """Deliver what is left of this epoch and the epochs after it, as `EventStream.epochs`.
 
         Args:

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.bench.limits import read_plainly, strain_files
+from storage.bench.limits import least_resident, read_plainly, strain_files
 from storage.bench.measure import (
     Contestant,
     Rate,
@@ -25,6 +25,7 @@ from storage.bench.measure import (
     ratio,
 )
 from storage.bench.peers import Peer, contestants, whole_pass
+from storage.bench.verdict import doubt_of_warmth
 from storage.dataset import read_schema
 from storage.errors import InputError
 from storage.manifest import require_complete
@@ -75,8 +76,10 @@ class CompareBench:
         gigabytes: Of its strain.
         batch_size: Events a batch.
         rates: Plain reads, ours, and each peer at its best number of workers.
-        times: How many times faster ours is than each peer, the median of the rounds' ratios.
+        times: Our rate over that of each peer, the median of the rounds' ratios.
         of_plain_reads: Ours over plain reads with as many threads.
+        resident: The share of a file of the data set that was in the page cache before the passes,
+            the least of all files.
         orders: How random the batches of each are.
         copies: Bytes of the events in each peer's own format; 0 where it reads the data set itself.
         tried: Rates by number of workers of each peer, from one pass [GB/s].
@@ -93,6 +96,7 @@ class CompareBench:
     rates: tuple[Rate, ...]
     times: dict[str, float]
     of_plain_reads: float
+    resident: float
     orders: dict[str, str]
     copies: dict[str, int]
     tried: dict[str, dict[int, float]]
@@ -137,6 +141,7 @@ def bench_compare(config: CompareBenchConfig, url: str | Path) -> CompareBench:
         }
         share = sum(path.stat().st_size for path in files) / size
         share = share if schema.encoding.compressed else 1.0
+        resident = least_resident(files)
         found = alternate(
             [
                 Contestant(
@@ -168,13 +173,14 @@ def bench_compare(config: CompareBenchConfig, url: str | Path) -> CompareBench:
         rates=tuple(found),
         times=times,
         of_plain_reads=float(ratio(mine, plain)),
+        resident=resident,
         orders={peer.name: peer.order for peer in peers if peer.name in tried},
         copies={name: item.reader.written for name, item in tried.items()},
         tried={name: item.rates for name, item in tried.items()},
         memory=memory,
         missing=tuple(missing),
         machine=machine(folder),
-        verdict=tuple(_verdict(times)),
+        verdict=(*doubt_of_warmth(resident), *_verdict(times)),
     )
 
 
@@ -188,17 +194,20 @@ def summary(bench: CompareBench) -> str:
     ]
     for name, times in bench.times.items():
         copy = f", a copy of {bench.copies[name] / 1e9:.2f} GB" if bench.copies[name] else ""
-        lines.append(f"  {times:6.1f} times {name} ({bench.orders[name]}{copy})")
+        lines.append(f"  {times:6.2f} times {name} ({bench.orders[name]}{copy})")
     return "\n".join([*lines, *(f"  {sentence}" for sentence in bench.missing), *bench.verdict])
 
 
 def _verdict(times: dict[str, float]) -> Iterator[str]:
-    if times:
-        nearest = min(times, key=times.__getitem__)
-        yield (
-            f"EventStream is {times[nearest]:.1f} times as fast as the next, {nearest}, and "
-            f"{max(times.values()):.0f} times as fast as the slowest."
-        )
+    if not times:
+        return
+    nearest, slowest = min(times, key=times.__getitem__), max(times, key=times.__getitem__)
+    if times[nearest] >= 1:
+        yield f"{OURS} is {times[nearest]:.1f} times as fast as the next, {nearest}."
+    else:
+        yield f"{nearest} is {1 / times[nearest]:.1f} times as fast as {OURS}."
+    if slowest != nearest and times[slowest] >= 1:
+        yield f"{OURS} is {times[slowest]:.1f} times as fast as the slowest, {slowest}."
 
 
 @dataclass(frozen=True)

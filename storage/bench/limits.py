@@ -1,5 +1,6 @@
-"""The limits against which reading is held: the disk, the page cache, memory, the codec alone."""
+"""The limits that reading and writing are held against: disk, page cache, memory, codec alone."""
 
+import errno
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from storage.urls import store_of
 
 PIECE = 16 * 2**20
 PAGE = 4096
+PLAIN_FILE = "plain-"
 FIO_SECONDS = 2
 MOST_RESIDENT = 0.01  # of a file that counts as cold
-FIO_DEPTH = 8  # requests under way
+FIO_DEPTHS = (8, 32)  # requests under way: of fast disks 8 are not the limit
 FIO_FILES = 64  # at most: they stand on its command line
 FRAMES = 64  # events that are decompressed again and again
 
@@ -56,6 +59,56 @@ def read_plainly(files: Sequence[Path], threads: int, room: Array | None = None)
 
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(read, range(threads)))
+
+
+def write_plainly(root: Path, lengths: Sequence[int], past_cache: bool) -> int:
+    """Write files of such lengths, 16 MB at a time, each synced at its end; return how many bytes.
+
+    Let them be new (`remove_plain_files`): to free what is there is no part of writing.
+
+    Args:
+        root: The folder.
+        lengths: Of the files [bytes].
+        past_cache: Whether past the page cache (O_DIRECT), but for what is less than a page.
+    """
+    total, piece = 0, _random_piece()
+    for number, length in enumerate(lengths):
+        whole = length // PAGE * PAGE if past_cache else length
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_DIRECT if past_cache else 0)
+        descriptor = os.open(root / f"{PLAIN_FILE}{number}", flags, 0o666)
+        try:
+            for start in range(0, whole, PIECE):
+                total += os.pwrite(descriptor, piece[: min(PIECE, whole - start)], start)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    return total
+
+
+def remove_plain_files(root: Path) -> None:
+    """Remove what `write_plainly` wrote."""
+    for path in root.glob(f"{PLAIN_FILE}*"):
+        path.unlink()
+
+
+def can_write_past_cache(root: Path) -> bool:
+    """Whether the file system of a folder takes writes past the page cache."""
+    try:
+        return write_plainly(root, [PAGE], past_cache=True) == PAGE
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        return False
+    finally:
+        remove_plain_files(root)
+
+
+@cache
+def _random_piece() -> memoryview:
+    """16 MB that no disk compresses, in memory as disks want it, made once: outside of clocks."""
+    piece = as_bytes(aligned_empty((PIECE,), np.dtype(np.uint8)))
+    piece[:] = np.random.default_rng(1).bytes(PIECE)
+    return piece
 
 
 class MemoryCopy:
@@ -123,6 +176,11 @@ class DecodeAlone:
         return events * self._size
 
 
+def least_resident(files: Sequence[Path]) -> float:
+    """The share that is in the page cache of that file of which it is least."""
+    return min(resident_share(path) for path in files)
+
+
 def drop_from_cache(files: Sequence[Path]) -> None:
     """Have the kernel forget the pages of files, and see that it has.
 
@@ -152,13 +210,14 @@ def has_fio() -> bool:
     return shutil.which("fio") is not None
 
 
-def fio(files: Sequence[Path], block: int, random: bool) -> tuple[int, float]:
+def fio(files: Sequence[Path], block: int, random: bool, depth: int) -> tuple[int, float]:
     """Let fio read from files past the page cache; return how many bytes it read, and seconds.
 
     Args:
         files: Which.
         block: Bytes at a time, whole pages.
-        random: Whether from anywhere; from front to back otherwise.
+        random: Whether from anywhere; from front to back otherwise, one file after another.
+        depth: Requests under way.
     """
     block = min(block, min(path.stat().st_size for path in files[:FIO_FILES]))
     block = max(PAGE, block // PAGE * PAGE)
@@ -168,10 +227,12 @@ def fio(files: Sequence[Path], block: int, random: bool) -> tuple[int, float]:
         "--name=read",
         f"--filename={names}",
         f"--rw={'randread' if random else 'read'}",
+        # In turn, as is fio's default, files that are read from front to back would be interleaved.
+        f"--file_service_type={'roundrobin' if random else 'sequential'}",
         f"--bs={block}",
         "--direct=1",
         "--ioengine=libaio",
-        f"--iodepth={FIO_DEPTH}",
+        f"--iodepth={depth}",
         f"--runtime={FIO_SECONDS}",
         "--time_based",
         "--readonly",

@@ -146,6 +146,12 @@ def ratio(of: Rate, to: Rate) -> float:
     return statistics.median(mine / theirs for mine, theirs in zip(of.rates, to.rates, strict=True))
 
 
+def milliseconds(seconds: float) -> str:
+    """A time in ms, with two digits at least: steps of small batches are shorter than 1 ms."""
+    time_ms = 1e3 * seconds
+    return f"{time_ms:.0f} ms" if time_ms >= 10 else f"{time_ms:.2g} ms"
+
+
 def cpu_seconds() -> float:
     """CPU time of this process and of its children that have ended."""
     times = os.times()

@@ -78,6 +78,8 @@ class ReadBench:
         cold: From the disk; none where that was not asked for.
         of_limit: The stream's rate over its limit's, by cache and order.
         limits: What that limit is, by the same names.
+        resident: The share of a file that was in the page cache before the warm passes, the least
+            of all files.
         float32_equivalent: The warm rate, counted as if strain were float32 [GB/s].
         peak_memory: Of this process [bytes].
         machine: What it ran on.
@@ -93,6 +95,7 @@ class ReadBench:
     cold: tuple[Rate, ...]
     of_limit: dict[str, float]
     limits: dict[str, str]
+    resident: float
     float32_equivalent: float
     peak_memory: int
     machine: dict[str, Any]
@@ -129,6 +132,7 @@ def bench_read(config: ReadBenchConfig, url: str | Path) -> ReadBench:
         cold=tuple(cold),
         of_limit=of_limit,
         limits=names,
+        resident=ground.resident,
         float32_equivalent=stream.gigabytes_per_second * FLOAT32 / schema.encoding.dtype.itemsize,
         peak_memory=peak_memory(),
         machine=machine(folder),
@@ -161,6 +165,7 @@ class _Ground:
         self.stored_share = stored / strain if schema.encoding.compressed else 1.0
         self.cores = len(os.sched_getaffinity(0))
         self.threads = dict[str, int]()
+        self.resident = 0.0
 
     def measure_warm(self) -> list[Rate]:
         """Everybody, with the files in the page cache."""
@@ -191,6 +196,7 @@ class _Ground:
         contestants += self._streams(self.threads["warm"], self.config.sweep)
         for contestant in contestants:  # buffers, and what is opened once
             contestant.work()
+        self.resident = limits.least_resident(self.files)
         return self._alternate(contestants)
 
     def measure_cold(self) -> list[Rate]:
@@ -198,22 +204,7 @@ class _Ground:
         drop = partial(limits.drop_from_cache, self.files)
         drop()
         threads = self.threads["cold"] = self.config.threads or self._calibrated()
-        contestants = []
-        if self.config.fio and limits.has_fio():
-            block = round(self.schema.event_bytes * self.stored_share)
-            for name, size, random in (
-                ("fio, 1 MB from front to back", 2**20, False),
-                ("fio, an event from anywhere", block, True),
-            ):
-                contestants.append(
-                    Contestant(
-                        name,
-                        partial(self._fio, size, random),
-                        {"order": "random" if random else "sequential"},
-                        before=drop,
-                        limit=True,
-                    )
-                )
+        contestants = self._fios(drop) if self.config.fio and limits.has_fio() else []
         contestants.append(self._plain(threads, drop))
         contestants += self._streams(threads, False, drop)
         past = self._stream(dict(contestants[-3].setting), drop, past_cache=True)
@@ -224,8 +215,26 @@ class _Ground:
             contestants, self.config.rounds, self.schema.event_bytes, self.stored_share
         )
 
-    def _fio(self, block: int, random: bool) -> tuple[int, float]:
-        size, seconds = limits.fio(self.files, block, random)
+    def _fios(self, before: Any) -> list[Contestant]:  # noqa: ANN401
+        """The disk's limit, with some requests under way and with many: it is the better one."""
+        event = round(self.schema.event_bytes * self.stored_share)
+        return [
+            Contestant(
+                f"{name}, depth {depth}",
+                partial(self._fio, block, order == "random", depth),
+                {"order": order, "depth": depth},
+                before=before,
+                limit=True,
+            )
+            for name, block, order in (
+                ("fio, 1 MB from front to back", 2**20, "sequential"),
+                ("fio, an event from anywhere", event, "random"),
+            )
+            for depth in limits.FIO_DEPTHS
+        ]
+
+    def _fio(self, block: int, random: bool, depth: int) -> tuple[int, float]:
+        size, seconds = limits.fio(self.files, block, random, depth)
         return round(size / self.stored_share), seconds
 
     def _plain(self, threads: int, before: Any = None) -> Contestant:  # noqa: ANN401
@@ -330,9 +339,10 @@ def _held_against_limits(
     for state, rates in (("warm", warm), ("cold", cold)):
         disk = _named("fio", rates)
         for order, rate in _default_streams(rates).items():
-            limit = _best(_named("plain", rates))
-            if disk:  # from anywhere, or from front to back
-                limit = disk[1] if order == "global" else disk[0]
+            kind = "random" if order == "global" else "sequential"  # or plain reads, without fio
+            limit = _best(
+                [fio for fio in disk if fio.setting["order"] == kind] or _named("plain", rates)
+            )
             limit = min((limit, *decoding), key=lambda bound: bound.gigabytes_per_second)
             shares[f"{state}, {order}"] = float(ratio(rate, limit))
             names[f"{state}, {order}"] = limit.name

@@ -37,7 +37,7 @@ def publish(
     picture = draw_rates(panels, title, Path(out) / f"{name}.png") if panels else None
     print(json_format.dumps(asdict(result)) if json else words)
     if panels and picture is None:
-        print("no picture: matplotlib is missing, pip install 'strainflow[bench]'", file=sys.stderr)
+        print("no picture: matplotlib is missing, pip install matplotlib", file=sys.stderr)
     if not json:
         print(f"figures in {path}" + (f", picture in {picture}" if picture else ""))
 

@@ -1,10 +1,9 @@
 """How fast shards are written: every encoding, against plain writes of as many bytes.
 
-Plain writes are of 16 MB, synced at the end as each shard is. Where compression is slower than the
-disk, that is the limit: it is measured alone, from memory to memory.
+Plain writes are of 16 MB into new files, synced at the end as each shard is: through the page cache
+and, where the file system can, past it, as shards are written. The latter are the limit then.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,14 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from storage.bench.limits import PIECE
+from storage.bench import limits
 from storage.bench.measure import Contestant, Rate, alternate, machine, peak_memory, ratio
 from storage.bench.sets import noise, noise_schema, noise_set, write_shards
+from storage.bench.verdict import BEYOND
 from storage.encodings import ENCODINGS, encoding_named
 from storage.errors import InputError
-from storage.schema import Schema, shard_files
+from storage.schema import Schema
+
+PAST = "past the page cache"
+THROUGH = "through the page cache"
+ENOUGH = 0.8  # of plain writes, from which on the disk is what holds writing back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class WriteBench:
         folder: On the disk that was measured.
         rates: Of each encoding, and of plain writes of as many bytes.
         of_plain_writes: The bytes a second that reach the disk, over those of plain writes.
+        plain_writes: Which these are: past the page cache, or through it where they cannot be.
         bytes_per_event: That lie on the disk.
         peak_memory: Of this process [bytes].
         machine: What it ran on.
@@ -68,6 +71,7 @@ class WriteBench:
     folder: str
     rates: tuple[Rate, ...]
     of_plain_writes: dict[str, float]
+    plain_writes: str
     bytes_per_event: dict[str, int]
     peak_memory: int
     machine: dict[str, Any]
@@ -89,32 +93,23 @@ def bench_write(config: WriteBenchConfig, folder: str | Path) -> WriteBench:
     rates, shares, sizes = list[Rate](), dict[str, float](), dict[str, int]()
     root = Path(tempfile.mkdtemp(prefix="strainflow-bench-", dir=folder))
     try:
+        ways = [THROUGH, *([PAST] if limits.can_write_past_cache(root) else [])]
         for name in config.encodings:
             schema = noise_schema(
                 name, config.events, config.events_per_shard, config.detectors, config.samples
             )
-            data, strain = noise_set(root / f"{name}.zarr", schema), noise(schema)
-            stored = sum(_length(data, shard) for shard in range(schema.shards))
-            share = stored / (schema.events * schema.event_bytes)
+            data = noise_set(root / f"{name}.zarr", schema)
+            files = limits.strain_files(data, range(schema.shards))
+            stored = sum(path.stat().st_size for path in files)
             found = alternate(
-                [
-                    Contestant(
-                        f"plain writes of the bytes of {name}",
-                        partial(write_plainly, root, data, schema),
-                        limit=True,
-                    ),
-                    Contestant(
-                        f"strainflow, {name}",
-                        partial(_write, data, schema, strain),
-                        {"encoding": name},
-                    ),
-                ],
+                _contestants(root, data, schema, ways),
                 config.rounds,
                 schema.event_bytes,
-                share,
+                stored / (schema.events * schema.event_bytes),
             )
             rates += found
-            shares[name] = float(ratio(found[1], found[0]))
+            *_, limit, ours = found
+            shares[name] = float(ratio(ours, limit))
             sizes[name] = round(stored / schema.events)
             shutil.rmtree(data)
     finally:
@@ -123,10 +118,11 @@ def bench_write(config: WriteBenchConfig, folder: str | Path) -> WriteBench:
         folder=str(folder),
         rates=tuple(rates),
         of_plain_writes=shares,
+        plain_writes=ways[-1],
         bytes_per_event=sizes,
         peak_memory=peak_memory(),
         machine=machine(Path(folder)),
-        verdict=tuple(_verdict(rates, shares)),
+        verdict=tuple(_verdict(rates, shares, ways[-1])),
     )
 
 
@@ -134,40 +130,56 @@ def summary(bench: WriteBench) -> str:
     """Put it into words."""
     lines = [f"{bench.folder}: writing, one process", *(f"  {rate}" for rate in bench.rates)]
     lines += [
-        f"  {name}: {share:.2f} of plain writes, {bench.bytes_per_event[name]:,} bytes an event"
+        f"  {name}: {share:.2f} of plain writes {bench.plain_writes}, "
+        f"{bench.bytes_per_event[name]:,} bytes an event"
         for name, share in bench.of_plain_writes.items()
     ]
     return "\n".join([*lines, *bench.verdict])
 
 
-def _verdict(rates: list[Rate], shares: dict[str, float]) -> Iterator[str]:
+def _contestants(root: Path, data: Path, schema: Schema, ways: list[str]) -> list[Contestant]:
+    """Plain writes of as many bytes in some ways, and our own; all of them of new files."""
+    files, size = (
+        limits.strain_files(data, range(schema.shards)),
+        schema.events * schema.event_bytes,
+    )
+    lengths, strain = [path.stat().st_size for path in files], noise(schema)
+    name = schema.encoding.name
+
+    def write_plainly(past_cache: bool) -> int:
+        limits.write_plainly(root, lengths, past_cache)
+        return size
+
+    def write() -> int:
+        write_shards(data, schema, strain)
+        return size
+
+    def remove() -> None:
+        limits.remove_plain_files(root)
+        for path in files:
+            path.unlink(missing_ok=True)
+
+    plain = [
+        Contestant(
+            f"plain, {way}, {name}",
+            partial(write_plainly, way == PAST),
+            before=remove,
+            limit=True,
+        )
+        for way in ways
+    ]
+    return [*plain, Contestant(f"strainflow, {name}", write, {"encoding": name}, before=remove)]
+
+
+def _verdict(rates: list[Rate], shares: dict[str, float], plain_writes: str) -> Iterator[str]:
     for rate in rates:
         if rate.limit:
             continue
         share = shares[rate.setting["encoding"]]
-        limit = "the disk" if share >= 0.8 else "encoding, compressing and digesting"
+        limit = "its limit is encoding, compressing and digesting"
+        if share >= ENOUGH:
+            limit = "it is at the disk's limit" if share > BEYOND else "its limit is the disk"
         yield (
             f"As {rate.setting['encoding']} one process writes {rate.events_per_second:,.0f} "
-            f"events/s; its limit is {limit} ({share:.2f} of plain writes)."
+            f"events/s; {limit} ({share:.2f} of plain writes {plain_writes})."
         )
-
-
-def _write(folder: Path, schema: Schema, strain: list[Any]) -> int:
-    write_shards(folder, schema, strain)
-    return schema.events * schema.event_bytes
-
-
-def _length(folder: Path, shard: int) -> int:
-    return (folder / shard_files(shard)["strain"]).stat().st_size
-
-
-def write_plainly(root: Path, folder: Path, schema: Schema) -> int:
-    """Write as many bytes as the shards have; return the bytes of strain that they stand for."""
-    data = memoryview(np.random.default_rng(1).bytes(PIECE))
-    for shard in range(schema.shards):
-        length = _length(folder, shard)
-        with (root / f"plain-{shard}").open("wb", buffering=0) as file:
-            for start in range(0, length, PIECE):
-                file.write(data[: min(PIECE, length - start)])
-            os.fsync(file.fileno())
-    return schema.events * schema.event_bytes

@@ -24,9 +24,15 @@ from pathlib import Path
 import numpy as np
 
 from storage.arrays import aligned_empty, as_bytes
-from storage.bench.limits import PAGE, PIECE, drop_from_cache, read_plainly, strain_files
+from storage.bench.limits import (
+    PAGE,
+    PIECE,
+    drop_from_cache,
+    read_plainly,
+    strain_files,
+    write_plainly,
+)
 from storage.bench.sets import noise, noise_schema, noise_set, write_shards
-from storage.bench.write import write_plainly
 from storage.manifest import require_complete
 from storage.schema import GROUP_METADATA
 from storage.verify import verify_shard
@@ -56,19 +62,6 @@ def read_past_cache(folder: Path, shard: int) -> None:
             break
     os.close(descriptor)
     assert offset == path.stat().st_size, f"{path}: read {offset} bytes"
-
-
-def write_past_cache(root: Path, lengths: list[int]) -> None:
-    """Write files of such lengths, but for what is less than a page, past the page cache."""
-    buffer = room()
-    buffer[:] = np.random.default_rng(1).bytes(PIECE)
-    for number, length in enumerate(lengths):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_DIRECT
-        descriptor = os.open(root / f"plain-{number}", flags)
-        for start in range(0, length // PAGE * PAGE, PIECE):
-            os.pwrite(descriptor, buffer[: min(PIECE, length // PAGE * PAGE - start)], start)
-        os.fsync(descriptor)
-        os.close(descriptor)
 
 
 def verify(folder: Path, shard: int) -> None:
@@ -114,11 +107,12 @@ def main() -> None:
         timed(f"{state}, {2 if two else 1}: {name}", lambda: sum(each(processor_time, tasks)))
 
     writers: dict[str, tuple[Callable[[], object], list[Path]]] = {
-        "plain": (partial(write_plainly, root, folder, SCHEMA), copies),
-        "plain past the cache": (partial(write_past_cache, root, lengths), copies),
+        "plain": (partial(write_plainly, root, lengths, past_cache=False), copies),
+        "plain past the cache": (partial(write_plainly, root, lengths, past_cache=True), copies),
         "write_shard": (partial(write_shards, folder, SCHEMA, STRAIN), files),
     }
     readers = {"plain": read_one, "plain past the cache": read_past_cache, "verify_shard": verify}
+    write_plainly(root, [PAGE], past_cache=True)  # makes its bytes, outside the clock
     with ProcessPoolExecutor(2) as pool:
         list(pool.map(verify, [folder] * SHARDS, shards))  # imports
         for _ in range(rounds):

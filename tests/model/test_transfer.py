@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from late_copies import OneAhead, TooLateCopy
 from streams import open_stream
 
 from model.history import read_history
 from model.preprocess import Preprocess
 from model.train import train
 from model.trainer import Trainer
-from model.transfer import DeviceBatch, DeviceBatches, pinned, put
+from model.transfer import DeviceBatch, DeviceBatches, pinned
 from storage.audit import Audit
 from storage.encodings import ENCODINGS
 from storage.errors import DamagedDataError
@@ -22,42 +23,6 @@ from storage.stream import Batch
 
 EVENTS = 47
 CPU = torch.device("cpu")
-
-
-class LateCopy:
-    """Copies as late as a device may: when somebody waits for it."""
-
-    def __init__(self, batch):
-        self._batch, self._copied = batch, None
-
-    def wait(self):
-        if self._copied is None:
-            strain, parameters = self._batch.strain.copy(), self._batch.parameters.copy()
-            on_device = Batch(strain, parameters, self._batch.event.copy())
-            self._copied = put(on_device, CPU)
-
-    def take(self):
-        assert self._copied is not None
-        return self._copied
-
-
-class TooLateCopy(LateCopy):
-    """Lets the loader have its buffer before it is copied."""
-
-    def wait(self):
-        pass
-
-    def take(self):
-        super().wait()
-        return self._copied
-
-
-class OneAhead(DeviceBatches):
-    """What is done for a GPU, on the CPU."""
-
-    def __init__(self, stream, copy=LateCopy):
-        super().__init__(stream, CPU)
-        self._start_copy = copy
 
 
 class AsNumpy:
