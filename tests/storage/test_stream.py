@@ -2,6 +2,7 @@ import errno
 import itertools
 import os
 import resource
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -631,6 +632,41 @@ def test_a_state_of_a_range_of_another_length_is_refused(new_stream):
     next(iter(stream))
     with pytest.raises(InputError, match="position 4, this stream has 20 events an epoch"):
         new_stream(stop=20).load_state_dict(stream.state_dict())
+
+
+def test_a_state_of_another_range_of_as_many_events_is_refused(new_stream):
+    stream = new_stream(start=3)
+    next(iter(stream))
+    state = stream.state_dict()
+    with pytest.raises(InputError, match="got one of the events 3:23, this stream's are 0:20"):
+        new_stream(stop=20).load_state_dict(state)
+    new_stream(stop=20).load_state_dict({**state, "position": 0})
+    new_stream(start=3).load_state_dict(state)
+    new_stream(start=3, stop=23).load_state_dict(state)
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_state_of_another_data_set_of_as_many_events_is_refused(build, tmp_path, taken):
+    one, other = (build(provenance={"seed": seed}).folder for seed in (1, 2))
+    stream = open_stream(one, batch_size=4)
+    list(itertools.islice(stream, taken))
+    state = stream.state_dict()
+    with pytest.raises(InputError, match="got one of another data set"):
+        open_stream(other, batch_size=4).load_state_dict(state)
+    shutil.copytree(one, tmp_path / "elsewhere.zarr")
+    open_stream(tmp_path / "elsewhere.zarr", batch_size=4).load_state_dict(state)
+
+
+def test_a_state_in_mid_epoch_of_a_growing_set_names_its_range(small, start, finish, tmp_path):
+    data = start(tmp_path / "events.zarr", replace(small, events=21))
+    finish(data, [0, 2])
+    stream = open_stream(data.folder, batch_size=2, growing=True, start=1)
+    next(iter(stream))
+    state = stream.state_dict()
+    finish(data, [1])
+    open_stream(data.folder, batch_size=2, growing=True, start=1).load_state_dict(state)
+    with pytest.raises(InputError, match="got one of the events 1:6, this stream's are 0:5"):
+        open_stream(data.folder, batch_size=2, growing=True, stop=5).load_state_dict(state)
 
 
 def test_a_state_of_before_this_version_is_still_taken(new_stream):
