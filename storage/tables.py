@@ -7,6 +7,7 @@ steps of numpy: one by one, that takes longer than to read an event of 200 kB fr
 import resource
 import sys
 import threading
+import weakref
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from storage.urls import Store
 
 DESCRIPTORS_SPARED = 256  # for everything else that the process has open
 HELD = 64  # files that may be open beyond the most, until the threads that read them are done
+# Those of a process keep their files open: they share what it may open.
+_sharing = weakref.WeakSet["ShardTables"]()
+_sharing_lock = threading.Lock()
 _NOT_THERE = -1  # as an offset
 _BYTES = 8 + 8 + 8 + 16 + 4  # of an event, here and in its shard's reader, beside its parameters
 
@@ -41,9 +45,9 @@ class ShardTables:
     def __init__(self, store: Store, schema: Schema, most: int) -> None:
         self._store, self._schema, self._most = store, schema, most
         self._is_local = isinstance(store, LocalStore)
-        self._most_open = most_open_files()
-        if isinstance(store, LocalStore) and store.past_cache:
-            self._most_open //= 2  # each has a second descriptor
+        self._descriptors = most_open_files()
+        # Past the page cache each file has a second one.
+        self._per_file = 2 if isinstance(store, LocalStore) and store.past_cache else 1
         self._lock = threading.Lock()
         self._kept = dict[int, _Kept]()
         self._opened = deque[ShardReader]()
@@ -56,6 +60,10 @@ class ShardTables:
         self._crc32c = np.empty(shape, np.int64)
         self._parameters = np.empty((*shape, len(schema.parameters)), np.float64)
         self._offsets[-1] = _NOT_THERE
+        if self._is_local:
+            with _sharing_lock:
+                _sharing.add(self)
+            _close_surplus()  # those before have more open than is theirs from now on
 
     @staticmethod
     def bytes_of_shard(schema: Schema) -> int:
@@ -65,7 +73,14 @@ class ShardTables:
     @property
     def files_at_once(self) -> int:
         """How many files may be held while they are read, by all threads together."""
-        return sys.maxsize if self._schema.shards <= self._most_open else HELD
+        if self._schema.shards <= self._most_open:
+            return sys.maxsize
+        return max(1, HELD // max(1, len(_sharing)))
+
+    @property
+    def _most_open(self) -> int:
+        """How many files may be open: its share of those of the process."""
+        return max(1, self._descriptors // (self._per_file * max(1, len(_sharing))))
 
     def __contains__(self, shard: int) -> bool:
         """Whether a shard is kept."""
@@ -97,10 +112,18 @@ class ShardTables:
             assert kept is not None
             if self._is_local:  # else nothing is held open
                 self._opened.append(kept.reader)
-            if len(self._opened) > self._most_open:
+        if self._is_local:
+            _close_surplus()
+        return kept.reader
+
+    def close_surplus(self) -> None:
+        """Close the files that were opened first, of more than may be open."""
+        if len(self._opened) <= self._most_open:
+            return
+        with self._lock:
+            while len(self._opened) > self._most_open:
                 # Another thread may be reading: the last one to let go closes the file.
                 self._opened.popleft().release()
-        return kept.reader
 
     def are_open(self, events: Int64[Array, "event"]) -> bool:
         """Whether the shards of some events are, all at a time, on a local disk."""
@@ -222,8 +245,16 @@ class _Opened:
         return cls(reader, manifest.crc32c, parameters)
 
 
+def _close_surplus() -> None:
+    """Let all tables of the process keep to their shares, as no other one closes its files."""
+    with _sharing_lock:
+        tables = list(_sharing)
+    for each in tables:
+        each.close_surplus()
+
+
 def most_open_files() -> int:
-    """How many files may be open for reading."""
+    """How many files may be open for reading, in the whole process."""
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if allowed == resource.RLIM_INFINITY:  # which is -1
         allowed = sys.maxsize

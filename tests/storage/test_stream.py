@@ -5,6 +5,7 @@ import resource
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,12 @@ EVENTS = 23
 def data(build, request):
     """23 events in five shards, the last one partial, not compressed and compressed."""
     return build(events=EVENTS, events_per_shard=5, encoding=ENCODINGS[request.param])
+
+
+@pytest.fixture(scope="session")
+def many_shards(build):
+    """260 shards of two events."""
+    return build(events=520, events_per_shard=2)
 
 
 @pytest.fixture
@@ -397,8 +404,8 @@ def test_more_shards_than_file_descriptors_are_read_with_few_open(build, monkeyp
 
 
 @pytest.mark.parametrize("past_cache", [False, True])
-def test_large_batches_of_many_shards_do_not_use_up_the_file_descriptors(build, past_cache):
-    data = build(events=520, events_per_shard=2)
+def test_large_batches_of_many_shards_do_not_use_up_the_file_descriptors(many_shards, past_cache):
+    data = many_shards
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     there = psutil.Process().num_fds()
     resource.setrlimit(resource.RLIMIT_NOFILE, (there + 300, before[1]))
@@ -413,6 +420,48 @@ def test_large_batches_of_many_shards_do_not_use_up_the_file_descriptors(build, 
                     assert psutil.Process().num_fds() < there + 290
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("past_cache", [False, True])
+def test_two_streams_together_do_not_use_up_the_file_descriptors(many_shards, past_cache):
+    data = many_shards
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    there = psutil.Process().num_fds()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (there + 500, before[1]))
+    try:
+        options = {"threads": 4, "prefetch": 2, "past_cache": past_cache}
+        training = open_stream(data.folder, batch_size=64, **options)
+        for batch in training:  # alone, it may open all that there is
+            assert np.array_equal(batch.strain, data.codes[batch.event])
+        batches = iter(training)
+        next(batches)
+        validation = open_stream(data.folder, batch_size=32, shuffle=False, **options)
+        for batch in itertools.chain.from_iterable(zip(batches, validation, strict=False)):
+            assert np.array_equal(batch.strain, data.codes[batch.event])
+            assert psutil.Process().num_fds() < there + 490
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_tables_close_files_when_others_come_and_open_more_when_those_are_gone(build, monkeypatch):
+    data = build(events=60, events_per_shard=2)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 100))
+    monkeypatch.setattr(tables, "_sharing", weakref.WeakSet())
+    store = LocalStore(data.folder)
+    first = tables.ShardTables(store, data.schema, most=30)
+
+    def left_open(kept):
+        for shard in range(30):
+            kept.reader(shard)
+        return open_shards_of(data.folder)
+
+    assert left_open(first) == 16
+    second = tables.ShardTables(store, data.schema, most=30)
+    assert open_shards_of(data.folder) == 8
+    assert left_open(second) == left_open(first) == 16
+    del second
+    assert left_open(first) == 16
+    assert first.files_at_once == tables.HELD
 
 
 def test_a_shard_that_fails_to_be_kept_takes_no_slot_of_another(build, monkeypatch):
