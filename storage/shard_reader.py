@@ -54,6 +54,11 @@ class ShardReader:
             need them, which must not be decompressed when they are damaged.
         first_event: Number of the shard's first event, for messages.
 
+    Attributes:
+        path: Of the shard.
+        name: Of its file, for messages.
+        identity: Of the file on a local disk: which one it is, and when it was written.
+
     Raises:
         DamagedDataError: The file is missing, or its index is.
     """
@@ -71,11 +76,11 @@ class ShardReader:
         self._store, self._encoding, self._first = store, encoding, first_event
         self._checksums = None if checksums is None else np.array(checksums, np.uint32)
         self._file: InputFile | None = None
-        self._identity: tuple[int, ...] = ()
+        self.identity: tuple[int, ...] = ()
         try:
             index = read_index(self.open(), slots, self.name)
             self._length = self.open().length
-            self._identity = file.identity if (file := self.local_file) else ()
+            self.identity = file.identity if (file := self.local_file) else ()
         except OSError as error:
             self.close()
             if error.errno not in UNREADABLE:
@@ -232,7 +237,7 @@ class ShardReader:
             if error.errno not in UNREADABLE:
                 raise
             return True
-        is_same = not isinstance(file, LocalFile) or file.identity == self._identity
+        is_same = not isinstance(file, LocalFile) or file.identity == self.identity
         if is_same:
             self._file = file
         return is_same

@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -40,9 +41,19 @@ class ShardTables:
         store: The data set.
         schema: What it is.
         most: Of so many shards it is kept, of the last ones.
+        replaced: Is told the number of a shard whose file is found to be another one than before.
     """
 
-    def __init__(self, store: Store, schema: Schema, most: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        schema: Schema,
+        most: int,
+        replaced: Callable[[int], None] | None = None,
+    ) -> None:
+        self._replaced = replaced
+        # Of every shard that was ever open, as it may be forgotten and replaced then; 0: not yet.
+        self._identities = np.zeros(schema.shards, np.int64)
         self._store, self._schema, self._most = store, schema, most
         self._is_local = isinstance(store, LocalStore)
         self._descriptors = most_open_files()
@@ -191,11 +202,19 @@ class ShardTables:
             for kept in self._kept.values():
                 kept.reader.release()
 
+    def _note_identity(self, shard: int, reader: ShardReader) -> None:
+        """Tell of a file that is another one than before, before anyone reads from it."""
+        before, now = self._identities[shard], hash(reader.identity)
+        self._identities[shard] = now
+        if before not in (0, now) and self._replaced is not None:
+            self._replaced(shard)
+
     def _keep(self, shard: int, opened: "_Opened") -> "_Kept":
         """Give a shard a slot: its own, a new one, or that of the one that was kept longest."""
         reader, crc32c = opened.reader, np.zeros(self._schema.events_per_shard, np.int64)
         crc32c[: len(opened.crc32c)] = opened.crc32c
         (offsets, lengths), possible = reader.index.T, reader.possible(self._schema.event_bytes)
+        self._note_identity(shard, reader)
         # From here on nothing fails, or else two shards could come to one slot.
         last = self._kept.pop(shard, None)
         if last is not None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from streams import flip_in_event, open_stream
 from unreadable import on_one_bad_sector
 
-from storage import calibrate, reading, singles, tables
+from storage import calibrate, proved, reading, singles, tables
 from storage import stream as stream_module
 from storage.audit import Audit
 from storage.bench import limits
@@ -503,6 +503,34 @@ def test_a_shard_that_was_replaced_by_other_bytes_is_read_as_it_is_now(build, fi
         assert np.array_equal(batch.parameters, data.parameters[batch.event] + of_other[:, None])
 
 
+@pytest.mark.parametrize("options", [{}, {"window": Window(2, 4)}, {"memory": 30_000.0}])
+def test_the_events_of_a_shard_that_was_replaced_are_proved_again(build, options):
+    data = build(events=200, events_per_shard=5)
+    stream = open_stream(data.folder, batch_size=4, **options)
+    assert len(numbers(stream)) == 200
+    path = data.folder / "strain/c/2/0/0"
+    path.rename(path.with_name("before"))
+    path.write_bytes(path.with_name("before").read_bytes())
+    flip_in_event(data.folder, 13)
+    with pytest.raises(DamagedDataError, match="strain/c/2/0/0: event 13 has not the checksum"):
+        list(stream)
+
+
+def test_a_proof_that_was_begun_before_a_shard_was_replaced_is_not_noted(small):
+    known = proved.Proved(replace(small, events=20, events_per_shard=5))
+    events = np.arange(20)
+    known.note(events, known.replaced)
+    assert known.has(events)
+    before = known.replaced
+    known.forget(2)
+    assert known.has(np.delete(events, range(10, 15)))
+    assert not any(known.has(events[number : number + 1]) for number in range(10, 15))
+    known.note(events, before)
+    assert not known.has(events)
+    known.note(events, known.replaced)
+    assert known.has(events)
+
+
 def test_a_shard_that_the_disk_cannot_open_any_more_costs_its_events_only(build, monkeypatch):
     data = build(events=20, events_per_shard=5)
     stream = open_stream(data.folder, batch_size=4, damaged="skip")
@@ -825,14 +853,16 @@ def test_altered_parameters_are_noticed_too(build):
 
 
 def test_an_event_is_proved_when_it_is_first_read_or_always(build):
-    """What changes on the disk later is noticed only by those who ask for it."""
+    """What the disk loses later, of a file that nobody wrote, is noticed only on request."""
     for checksums, noticed in (("first", False), ("always", True)):
         data = build(events=20, events_per_shard=5)
         stream = open_stream(data.folder, batch_size=4, checksums=checksums)
         first = iter(stream)
         seen = [number for _ in range(5) for number in next(first).event.tolist()]
         assert len(seen) == 20
+        written = os.stat(data.folder / "strain/c/2/0/0").st_mtime_ns
         flip_in_event(data.folder, 13)
+        os.utime(data.folder / "strain/c/2/0/0", ns=(written, written))
         if noticed:
             with pytest.raises(DamagedDataError, match="event 13 has not the checksum"):
                 list(stream)
