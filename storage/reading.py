@@ -20,7 +20,7 @@ from storage.errors import DamagedDataError
 from storage.local import LocalStore
 from storage.proved import Proved
 from storage.schema import Schema
-from storage.shard_reader import Piece, ShardReader
+from storage.shard_reader import Piece, ReplacedError, ShardReader
 from storage.singles import Pace, Singles
 from storage.tables import ShardTables
 from storage.urls import Store
@@ -255,7 +255,11 @@ class Reading:
     def _read_run(self, filling: Filling, run: Run) -> None:
         rows = [filling.row(place) for place in run.places]
         reader = self._tables.reader(run.shard)
-        reader.read(run.row, rows, self._must_prove(filling))
+        try:
+            reader.read(run.row, rows, self._must_prove(filling))
+        except ReplacedError:  # it was closed in between, for others
+            reader = self._tables.reader(run.shard)
+            reader.read(run.row, rows, self._must_prove(filling))
         self._put_parameters(filling, run)
 
     def _put_parameters(self, filling: Filling, run: Run) -> None:

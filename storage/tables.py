@@ -114,7 +114,11 @@ class ShardTables:
                 opened = _Opened.open(self._store, self._schema, shard)
             except DamagedDataError:
                 if kept is None:
-                    raise  # else what was known of it finds those events that are left
+                    raise
+                # What was known of it finds those events that are left, if they are the same.
+                if self._replaced is not None:
+                    self._replaced(shard)
+                kept.reader.adopt()
         with self._lock:
             if opened is not None:
                 now = self._kept.get(shard)

@@ -32,6 +32,7 @@ from storage.local import LocalStore
 from storage.order import Window, permuted
 from storage.replay import assert_replays
 from storage.schema import shard_files
+from storage.shard_reader import ReplacedError
 from storage.stream import Batch, EventStream
 
 EVENTS = 23
@@ -503,14 +504,78 @@ def test_a_shard_that_was_replaced_by_other_bytes_is_read_as_it_is_now(build, fi
         assert np.array_equal(batch.parameters, data.parameters[batch.event] + of_other[:, None])
 
 
+def replace_file(path: Path) -> None:
+    """Put another file with the same bytes in its place."""
+    before = path.with_name("before")
+    path.rename(before)
+    path.write_bytes(before.read_bytes())
+    before.unlink()
+
+
+def test_a_file_that_was_closed_is_not_opened_again_if_it_is_another_one(build):
+    data = build(events=20, events_per_shard=5)
+    kept = tables.ShardTables(LocalStore(data.folder), data.schema, most=16)
+    reader, room = kept.reader(2), bytearray(data.schema.event_bytes)
+    kept.release()
+    reader.open()
+    kept.release()
+    path = data.folder / "strain/c/2/0/0"
+    replace_file(path)
+    with pytest.raises(ReplacedError, match=f"{path}: was replaced by another file while it was"):
+        reader.read(0, [memoryview(room)])
+    assert not reader.is_open
+    other = kept.reader(2)
+    assert other is not reader
+    other.read(0, [memoryview(room)])
+    assert bytes(room) == data.codes[10].tobytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"window": Window(2, 4)}])
+def test_a_shard_that_is_replaced_when_it_is_about_to_be_read_is_opened_as_a_new_one(
+    build, monkeypatch, options
+):
+    """Each time that a reader is handed out, its file is closed, as for others, and replaced."""
+    data = build(events=20, events_per_shard=5)
+    reader_of, count = tables.ShardTables.reader, itertools.count()
+
+    def reader(self, shard):
+        found = reader_of(self, shard)
+        if next(count) % 2:
+            found.release()
+            replace_file(data.folder / f"strain/c/{shard}/0/0")
+        return found
+
+    monkeypatch.setattr(tables.ShardTables, "reader", reader)
+    seen = []
+    for batch in open_stream(data.folder, batch_size=4, threads=1, prefetch=0, **options):
+        assert np.array_equal(batch.strain, data.codes[batch.event])
+        assert np.array_equal(batch.parameters, data.parameters[batch.event])
+        seen += batch.event.tolist()
+    assert sorted(seen) == list(range(20))
+
+
+def test_what_is_left_of_a_shard_that_was_cut_off_is_proved_and_a_repair_is_seen(build):
+    data = build(events=20, events_per_shard=5)
+    stream = open_stream(data.folder, batch_size=4, damaged="skip")
+    assert len(numbers(stream)) == 20
+    path = data.folder / "strain/c/2/0/0"
+    sound = path.read_bytes()
+    flip_in_event(data.folder, 11)
+    os.truncate(path, sound.find(data.codes[14].tobytes()) + 7)
+    for _ in range(2):
+        stream.damaged.clear()
+        assert sorted(numbers(stream)) == [*range(11), 12, 13, *range(15, 20)]
+        assert sorted(stream.damaged) == [11, 14]
+    path.write_bytes(sound)
+    assert sorted(numbers(stream)) == list(range(20))
+
+
 @pytest.mark.parametrize("options", [{}, {"window": Window(2, 4)}, {"memory": 30_000.0}])
 def test_the_events_of_a_shard_that_was_replaced_are_proved_again(build, options):
     data = build(events=200, events_per_shard=5)
     stream = open_stream(data.folder, batch_size=4, **options)
     assert len(numbers(stream)) == 200
-    path = data.folder / "strain/c/2/0/0"
-    path.rename(path.with_name("before"))
-    path.write_bytes(path.with_name("before").read_bytes())
+    replace_file(data.folder / "strain/c/2/0/0")
     flip_in_event(data.folder, 13)
     with pytest.raises(DamagedDataError, match="strain/c/2/0/0: event 13 has not the checksum"):
         list(stream)
