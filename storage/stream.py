@@ -113,10 +113,7 @@ class EventStream(IterableDataset):
         self._shuffle, self._allocate = shuffle, allocate
         self.damaged = dict[int, str]()
         self._snapshot = self._look()
-        past_cache = config.past_cache
-        if past_cache is None:
-            past_cache = self.events * self.schema.event_bytes > psutil.virtual_memory().available
-        if past_cache and isinstance(self._store, LocalStore):
+        if self._goes_past_cache() and isinstance(self._store, LocalStore):
             self._store = replace(self._store, past_cache=True)
         self._refuse_too_little_memory()
         self._reading = Reading(
@@ -363,6 +360,14 @@ class EventStream(IterableDataset):
             room = self._config.memory - self._most_shards * self._shard_bytes
             prefetch = min(found.prefetch, max(1, int(room // self._batch_bytes) - 1))
         return Depth(found.threads, prefetch)
+
+    def _goes_past_cache(self) -> bool:
+        """Whether to read past the page cache."""
+        if self.schema.encoding.compressed:  # which begin anywhere, as no direct read may
+            return False
+        if self._config.past_cache is not None:
+            return self._config.past_cache
+        return self.events * self.schema.event_bytes > psutil.virtual_memory().available
 
     @property
     def _batch_bytes(self) -> int:

@@ -857,12 +857,24 @@ def test_what_is_read_past_the_page_cache_is_the_same_and_is_not_kept(full_size,
     assert all(limits.resident_share(path) > 0.8 for path in files)
 
 
-def test_a_set_that_does_not_fit_into_memory_is_read_past_the_page_cache(data, monkeypatch):
+def test_a_set_that_does_not_fit_into_memory_is_read_past_the_page_cache_if_not_compressed(
+    data, monkeypatch
+):
     for available, past in ((10**12, False), (1000, True)):
         monkeypatch.setattr(
             stream_module.psutil, "virtual_memory", lambda a=available: SimpleNamespace(available=a)
         )
+        past = past and not data.schema.encoding.compressed
         assert open_stream(data.folder, batch_size=4)._store.past_cache == past
+
+
+def test_compressed_events_are_read_through_the_page_cache_with_one_descriptor_a_file(build):
+    for name, descriptors in (("int16", 2), ("int16+blosc", 1)):
+        folder = build(encoding=ENCODINGS[name]).folder
+        stream = open_stream(folder, batch_size=6, shuffle=False, past_cache=True, prefetch=0)
+        batches = iter(stream)
+        next(batches)  # all events of two shards of three
+        assert open_shards_of(folder) == 2 * descriptors
 
 
 # Damage
