@@ -147,7 +147,7 @@ class EventStream(IterableDataset):
         if self._config.window is None:
             return "global"
         window = self._config.window
-        return f"windowed, {window.shards} shards by {window.events} events"
+        return f"windowed, {window.shards} shards by blocks of {window.events} events"
 
     @property
     def threads(self) -> int:
