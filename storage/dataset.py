@@ -106,7 +106,12 @@ def dataset_digest(url: str | Path | Store) -> str:
         InputError: There is no data set of ours.
     """
     read_schema(url)
-    return hashlib.sha256(store_of(url).read(GROUP_METADATA)).hexdigest()
+    return metadata_digest(store_of(url))
+
+
+def metadata_digest(store: Store) -> str:
+    """SHA-256 of the group's metadata, which were read before and found to be ours."""
+    return hashlib.sha256(store.read(GROUP_METADATA)).hexdigest()
 
 
 def read_psd(url: str | Path | Store) -> Float[Array, "detector frequency"]:

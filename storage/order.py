@@ -31,8 +31,9 @@ class Window:
 
     Attributes:
         shards: That are read side by side.
-        events: Of a shard that are read together; so many of each of the shards are shuffled among
-            each other. 16 are 2 MB (int16+blosc) to 13 MB (float32) of the usual event.
+        events: Neighbours in a shard that are read together, one behind the other. 16 are 2 MB
+            (int16+blosc) to 13 MB (float32) of the usual event. A batch of b events holds about
+            b / events blocks, of as many shards unless fewer are side by side.
     """
 
     shards: int = 16
@@ -73,10 +74,12 @@ class WindowedOrder:
     """An order that reads shards from front to back, several side by side.
 
     The shards come in a permuted order. So many of them as the window says are read side by side:
-    a block of neighbouring events of each, those shuffled among each other, then the next block.
-    Every shard begins anywhere and goes round, so that no two epochs have the same blocks. What is
-    lost against the global order is that the events of a block always stay together; as events are
-    drawn independently of each other, a batch is none the worse.
+    a block of neighbouring events of each, those blocks in a shuffled order, then the next blocks.
+    Every shard begins anywhere and goes round, so that no two epochs have the same blocks. Blocks
+    are shuffled and not events, so that any stretch of the order has whole blocks but for its ends:
+    a batch is read in large pieces whatever its size, where it begins, and how many ranks share it.
+    What is lost against the global order is that the events of a block always stay together; as
+    events are drawn independently of each other, a batch is none the worse.
 
     Args:
         counts: How many elements lie in each shard; the elements are numbered through.
@@ -122,7 +125,7 @@ class WindowedOrder:
         return ends
 
     def _find_mix(self, seed: int, epoch: int, number: int, mix: int) -> Int64[Array, "element"]:
-        """The elements of a mix, shuffled: a block of each shard that still has one."""
+        """The elements of a mix: a block of each shard that still has one, in a shuffled order."""
         shards, block = self._shards(seed, epoch, number), self._window.events
         turns = np.random.SeedSequence(seed, spawn_key=(epoch, 1 + number)).generate_state(
             len(shards), np.uint64
@@ -132,10 +135,9 @@ class WindowedOrder:
             count = int(self._counts[shard])
             inside = np.arange(mix * block, min((mix + 1) * block, count))
             blocks.append(self._firsts[shard] + (inside + int(turn % np.uint64(count))) % count)
-        elements = np.concatenate(blocks)
         keys = np.random.SeedSequence(seed, spawn_key=(epoch, 1 + number, mix))
-        order = np.argsort(keys.generate_state(len(elements), np.uint64), kind="stable")
-        shuffled: Array = elements[order]
+        order = np.argsort(keys.generate_state(len(blocks), np.uint64), kind="stable")
+        shuffled: Array = np.concatenate([blocks[place] for place in order])
         return shuffled
 
 

@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float64, Int64, Num
 from storage.arrays import Array, as_bytes
 from storage.errors import DamagedDataError
 from storage.local import LocalStore
+from storage.proved import Proved
 from storage.schema import Schema
-from storage.shard_reader import Piece, ShardReader
+from storage.shard_reader import Piece, ReplacedError, ShardReader
 from storage.singles import Pace, Singles
 from storage.tables import ShardTables
 from storage.urls import Store
@@ -78,6 +79,7 @@ class Filling:
     Attributes:
         batch: Its arrays.
         prove: Whether checksums are to be compared.
+        replaced: `Proved.replaced` as that was decided.
         damaged: The places in it that could not be read, and why.
         strain: Its bytes, a row an event.
         size: Of a row.
@@ -85,6 +87,7 @@ class Filling:
 
     batch: Batch
     prove: bool = True
+    replaced: int = 0
     damaged: dict[int, DamagedDataError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -160,9 +163,9 @@ class Reading:
         self._store, self._schema, self._skip = store, schema, skip
         self.is_local = isinstance(store, LocalStore)
         self._pace = Pace()
-        self._tables = ShardTables(store, schema, most_shards)
-        once = first_time_only and self.is_local
-        self._proved = np.zeros(-(-schema.events // 8), np.uint8) if once else None
+        self._proved = Proved(schema) if first_time_only and self.is_local else None
+        forget = self._proved.forget if self._proved else None
+        self._tables = ShardTables(store, schema, most_shards, forget)
 
     @property
     def events_per_task(self) -> int:
@@ -173,7 +176,10 @@ class Reading:
 
     def filling(self, batch: Batch) -> Filling:
         """Begin to fill a batch, whose numbers of events are there."""
-        return Filling(batch, self._proved is None or not self._are_proved(batch.event))
+        if self._proved is None:
+            return Filling(batch)
+        replaced = self._proved.replaced  # first: what is replaced after it is noticed
+        return Filling(batch, not self._proved.has(batch.event), replaced)
 
     def tasks(self, filling: Filling, threads: int = 1) -> Iterator[Callable[[], None]]:
         """What has to be done to fill a batch, in any order, by any thread.
@@ -202,11 +208,12 @@ class Reading:
         """Note, when all is done, which events were proved."""
         if self._proved is not None and filling.prove:
             events = np.delete(filling.batch.event, list(filling.damaged))
-            np.bitwise_or.at(self._proved, events >> 3, (1 << (events & 7)).astype(np.uint8))
+            self._proved.note(events, filling.replaced)
 
-    def _are_proved(self, events: Int64[Array, "event"]) -> bool:
-        assert self._proved is not None
-        return bool(np.all(self._proved[events >> 3] >> (events & 7) & 1))
+    def _must_prove(self, filling: Filling) -> bool:
+        """Whether to compare checksums, to be asked when the files that are read are open."""
+        is_as_before = self._proved is None or self._proved.replaced == filling.replaced
+        return filling.prove or not is_as_before
 
     def release(self) -> None:
         """Close all files; they are opened again when they are needed."""
@@ -238,7 +245,7 @@ class Reading:
         if self._schema.encoding.compressed:
             sound = singles.unpack(strain, size, self._pace)
         else:
-            sound = singles.read(strain, size, filling.prove, self._pace)
+            sound = singles.read(strain, size, self._must_prove(filling), self._pace)
         self._read_again(filling, singles.places[~sound])
 
     def _read_again(self, filling: Filling, places: Int64[Array, "place"]) -> None:
@@ -247,7 +254,12 @@ class Reading:
 
     def _read_run(self, filling: Filling, run: Run) -> None:
         rows = [filling.row(place) for place in run.places]
-        self._tables.reader(run.shard).read(run.row, rows, filling.prove)
+        reader = self._tables.reader(run.shard)
+        try:
+            reader.read(run.row, rows, self._must_prove(filling))
+        except ReplacedError:  # it was closed in between, for others
+            reader = self._tables.reader(run.shard)
+            reader.read(run.row, rows, self._must_prove(filling))
         self._put_parameters(filling, run)
 
     def _put_parameters(self, filling: Filling, run: Run) -> None:

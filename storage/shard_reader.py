@@ -42,6 +42,10 @@ class Piece(NamedTuple):
     length: int
 
 
+class ReplacedError(DamagedDataError):
+    """A shard's file is another one than its index was read from: to be opened as a new one."""
+
+
 class ShardReader:
     """A shard that is open for reading, with its index read and proved.
 
@@ -53,6 +57,11 @@ class ShardReader:
         checksums: CRC-32C of each event's payload, to be compared as it is read. Compressed events
             need them, which must not be decompressed when they are damaged.
         first_event: Number of the shard's first event, for messages.
+
+    Attributes:
+        path: Of the shard.
+        name: Of its file, for messages.
+        identity: Of the file on a local disk: which one it is, and when it was written.
 
     Raises:
         DamagedDataError: The file is missing, or its index is.
@@ -71,11 +80,12 @@ class ShardReader:
         self._store, self._encoding, self._first = store, encoding, first_event
         self._checksums = None if checksums is None else np.array(checksums, np.uint32)
         self._file: InputFile | None = None
-        self._identity: tuple[int, ...] = ()
+        self.identity: tuple[int, ...] = ()
+        self._is_adopted = False
         try:
             index = read_index(self.open(), slots, self.name)
             self._length = self.open().length
-            self._identity = file.identity if (file := self.local_file) else ()
+            self.identity = file.identity if (file := self.local_file) else ()
         except OSError as error:
             self.close()
             if error.errno not in UNREADABLE:
@@ -226,27 +236,56 @@ class ShardReader:
         Raises:
             DamagedDataError: It is missing.
         """
-        try:
-            file = self._opened()
-        except OSError as error:
-            if error.errno not in UNREADABLE:
-                raise
-            return True
-        is_same = not isinstance(file, LocalFile) or file.identity == self._identity
-        if is_same:
-            self._file = file
-        return is_same
+        if self._is_adopted:
+            return False
+        file = self._opened_if_readable()
+        if file is not None and not self._is_known(file):
+            return False
+        self._file = file
+        return True
+
+    def adopt(self) -> None:
+        """Open the file, though it is another one and damaged: some events may be where they were.
+
+        It is no more the file that the index is of: `reopen` refuses it for ever.
+
+        Raises:
+            DamagedDataError: It is missing.
+        """
+        self._is_adopted, self._file = True, self._opened_if_readable()
+        if (file := self.local_file) is not None:
+            self.identity = file.identity
 
     def open(self) -> InputFile:
         """Open the file, unless it is.
 
         Raises:
+            ReplacedError: It is another one by now.
             DamagedDataError: It is missing.
         """
         file = self._file
         if file is None:
-            file = self._file = self._opened()
+            file = self._opened()
+            if not self._is_known(file):
+                what = "was replaced by another file while it was read"
+                raise ReplacedError(f"{self.name}: {what}; unless that was a repair, {MEND}")
+            self._file = file
         return file
+
+    def _is_known(self, file: InputFile) -> bool:
+        """Whether it may be the file that was open before; there may have been none."""
+        if not isinstance(file, LocalFile) or not self.identity:
+            return True
+        return file.identity == self.identity
+
+    def _opened_if_readable(self) -> InputFile | None:
+        """The file opened anew; none if the disk cannot do so."""
+        try:
+            return self._opened()
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            return None
 
     def _opened(self) -> InputFile:
         try:

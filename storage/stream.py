@@ -24,7 +24,7 @@ from storage.arrays import Array, aligned_empty
 from storage.audit import Audit
 from storage.cache.store import CachedStore
 from storage.calibrate import Depth, calibrate
-from storage.dataset import read_schema
+from storage.dataset import metadata_digest, read_schema
 from storage.errors import InputError
 from storage.local import LocalStore
 from storage.parts import Part, Parts, order_of
@@ -38,6 +38,7 @@ __all__ = ["Batch", "EventStream", "StreamConfig"]
 
 TOLD = 10  # damaged events that are named on the terminal; all are in `damaged`
 DEFAULTS = StreamConfig()
+_SAME = "give the data set, the range and the order that the state was saved with"
 Allocate = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 
 
@@ -97,6 +98,7 @@ class EventStream(IterableDataset):
         if config.cache is not None:
             self._store = CachedStore(self._store, config.cache, int(config.cache_bytes))
         self.schema = read_schema(self._store)
+        self._data_digest = metadata_digest(self._store)
         _refuse_below(1, batch_size=batch_size, world_size=world_size)
         _refuse_below(0, seed=seed)
         if not 0 <= rank < world_size:
@@ -111,10 +113,7 @@ class EventStream(IterableDataset):
         self._shuffle, self._allocate = shuffle, allocate
         self.damaged = dict[int, str]()
         self._snapshot = self._look()
-        past_cache = config.past_cache
-        if past_cache is None:
-            past_cache = self.events * self.schema.event_bytes > psutil.virtual_memory().available
-        if past_cache and isinstance(self._store, LocalStore):
+        if self._goes_past_cache() and isinstance(self._store, LocalStore):
             self._store = replace(self._store, past_cache=True)
         self._refuse_too_little_memory()
         self._reading = Reading(
@@ -148,7 +147,7 @@ class EventStream(IterableDataset):
         if self._config.window is None:
             return "global"
         window = self._config.window
-        return f"windowed, {window.shards} shards by {window.events} events"
+        return f"windowed, {window.shards} shards by blocks of {window.events} events"
 
     @property
     def threads(self) -> int:
@@ -169,9 +168,11 @@ class EventStream(IterableDataset):
             "epoch": self._epoch,
             "position": self._position,
             "order": self.order,
+            "data": self._data_digest,
         }
         if self._position:
             state["events"] = self.events
+            state["start"], state["stop"] = self._snapshot.start, self._snapshot.stop
             if self._config.growing:
                 state["shards"] = self._snapshot.text
         return state
@@ -179,26 +180,23 @@ class EventStream(IterableDataset):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; takes effect at the next `iter`.
 
+        At the start of an epoch, range and order may be others: nothing of them is used up.
+
         Raises:
-            InputError: The state is not one of this range of events in this order.
+            InputError: The state is not one of this data set, range of events and order.
         """
         snapshot = self._snapshot
-        advice = "give the data set, the range and the order that the state was saved with"
+        if state.get("data", self._data_digest) != self._data_digest:
+            raise InputError(f"state: got one of another data set (by its metadata); {_SAME}")
         if self._config.growing and state["position"]:
             if "shards" not in state:
-                raise InputError(f"state: got one of a set that does not grow; {advice}")
+                raise InputError(f"state: got one of a set that does not grow; {_SAME}")
             snapshot = Snapshot.parse(state["shards"], self.schema, self._range)
-        if not 0 <= state["position"] < snapshot.events or (
-            state.get("events", snapshot.events) != snapshot.events
-        ):
-            raise InputError(
-                f"state: got position {state['position']}, this stream has {snapshot.events} "
-                f"events an epoch; {advice}"
-            )
+        _refuse_another_range(state, snapshot)
         if state["position"] and state.get("order", self.order) != self.order:
             raise InputError(
                 f"state: got one of the order {state['order']!r}, this stream's is "
-                f"{self.order!r}; {advice}"
+                f"{self.order!r}; {_SAME}"
             )
         self._snapshot = snapshot
         self._seed, self._epoch = state["seed"], state["epoch"]
@@ -363,6 +361,14 @@ class EventStream(IterableDataset):
             prefetch = min(found.prefetch, max(1, int(room // self._batch_bytes) - 1))
         return Depth(found.threads, prefetch)
 
+    def _goes_past_cache(self) -> bool:
+        """Whether to read past the page cache."""
+        if self.schema.encoding.compressed:  # which begin anywhere, as no direct read may
+            return False
+        if self._config.past_cache is not None:
+            return self._config.past_cache
+        return self.events * self.schema.event_bytes > psutil.virtual_memory().available
+
     @property
     def _batch_bytes(self) -> int:
         return self._batch_size * (self.schema.event_bytes + 8 * len(self.schema.parameters) + 8)
@@ -410,6 +416,21 @@ def _is_dataloader_worker() -> bool:
     """Whether this process is a worker of a PyTorch DataLoader; such a one has imported torch."""
     torch_data = sys.modules.get("torch.utils.data")
     return torch_data is not None and torch_data.get_worker_info() is not None
+
+
+def _refuse_another_range(state: dict[str, Any], snapshot: Snapshot) -> None:
+    """Refuse a state in mid-epoch of other events; one of before says less of its range."""
+    position, events = state["position"], snapshot.events
+    if not 0 <= position < events or state.get("events", events) != events:
+        raise InputError(
+            f"state: got position {position}, this stream has {events} events an epoch; {_SAME}"
+        )
+    start, stop = state.get("start", snapshot.start), state.get("stop", snapshot.stop)
+    if position and (start, stop) != (snapshot.start, snapshot.stop):
+        raise InputError(
+            f"state: got one of the events {start}:{stop}, this stream's are "
+            f"{snapshot.start}:{snapshot.stop}; {_SAME}"
+        )
 
 
 def _refuse_below(least: int, **arguments: int) -> None:

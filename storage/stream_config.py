@@ -22,7 +22,7 @@ class StreamConfig:
         checksums: When the checksums of uncompressed events of a local disk are compared: when each
             is read `first` by this stream, or `always`. All others always are.
         past_cache: Whether to read past the page cache; by default where the events do not fit into
-            the memory that is free.
+            the memory that is free. Compressed events are always read through it.
         cache: Folder on a local disk where what is read of an object store is kept; several
             processes and data sets may share it.
         cache_bytes: That the cache may take.

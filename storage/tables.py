@@ -7,7 +7,9 @@ steps of numpy: one by one, that takes longer than to read an event of 200 kB fr
 import resource
 import sys
 import threading
+import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -25,6 +27,9 @@ from storage.urls import Store
 
 DESCRIPTORS_SPARED = 256  # for everything else that the process has open
 HELD = 64  # files that may be open beyond the most, until the threads that read them are done
+# Those of a process keep their files open: they share what it may open.
+_sharing = weakref.WeakSet["ShardTables"]()
+_sharing_lock = threading.Lock()
 _NOT_THERE = -1  # as an offset
 _BYTES = 8 + 8 + 8 + 16 + 4  # of an event, here and in its shard's reader, beside its parameters
 
@@ -36,14 +41,24 @@ class ShardTables:
         store: The data set.
         schema: What it is.
         most: Of so many shards it is kept, of the last ones.
+        replaced: Is told the number of a shard whose file is found to be another one than before.
     """
 
-    def __init__(self, store: Store, schema: Schema, most: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        schema: Schema,
+        most: int,
+        replaced: Callable[[int], None] | None = None,
+    ) -> None:
+        self._replaced = replaced
+        # Of every shard that was ever open, as it may be forgotten and replaced then; 0: not yet.
+        self._identities = np.zeros(schema.shards, np.int64)
         self._store, self._schema, self._most = store, schema, most
         self._is_local = isinstance(store, LocalStore)
-        self._most_open = most_open_files()
-        if isinstance(store, LocalStore) and store.past_cache:
-            self._most_open //= 2  # each has a second descriptor
+        self._descriptors = most_open_files()
+        # Past the page cache each file has a second one.
+        self._per_file = 2 if isinstance(store, LocalStore) and store.past_cache else 1
         self._lock = threading.Lock()
         self._kept = dict[int, _Kept]()
         self._opened = deque[ShardReader]()
@@ -56,6 +71,10 @@ class ShardTables:
         self._crc32c = np.empty(shape, np.int64)
         self._parameters = np.empty((*shape, len(schema.parameters)), np.float64)
         self._offsets[-1] = _NOT_THERE
+        if self._is_local:
+            with _sharing_lock:
+                _sharing.add(self)
+            _close_surplus()  # those before have more open than is theirs from now on
 
     @staticmethod
     def bytes_of_shard(schema: Schema) -> int:
@@ -65,7 +84,14 @@ class ShardTables:
     @property
     def files_at_once(self) -> int:
         """How many files may be held while they are read, by all threads together."""
-        return sys.maxsize if self._schema.shards <= self._most_open else HELD
+        if self._schema.shards <= self._most_open:
+            return sys.maxsize
+        return max(1, HELD // max(1, len(_sharing)))
+
+    @property
+    def _most_open(self) -> int:
+        """How many files may be open: its share of those of the process."""
+        return max(1, self._descriptors // (self._per_file * max(1, len(_sharing))))
 
     def __contains__(self, shard: int) -> bool:
         """Whether a shard is kept."""
@@ -88,7 +114,11 @@ class ShardTables:
                 opened = _Opened.open(self._store, self._schema, shard)
             except DamagedDataError:
                 if kept is None:
-                    raise  # else what was known of it finds those events that are left
+                    raise
+                # What was known of it finds those events that are left, if they are the same.
+                if self._replaced is not None:
+                    self._replaced(shard)
+                kept.reader.adopt()
         with self._lock:
             if opened is not None:
                 now = self._kept.get(shard)
@@ -97,10 +127,18 @@ class ShardTables:
             assert kept is not None
             if self._is_local:  # else nothing is held open
                 self._opened.append(kept.reader)
-            if len(self._opened) > self._most_open:
+        if self._is_local:
+            _close_surplus()
+        return kept.reader
+
+    def close_surplus(self) -> None:
+        """Close the files that were opened first, of more than may be open."""
+        if len(self._opened) <= self._most_open:
+            return
+        with self._lock:
+            while len(self._opened) > self._most_open:
                 # Another thread may be reading: the last one to let go closes the file.
                 self._opened.popleft().release()
-        return kept.reader
 
     def are_open(self, events: Int64[Array, "event"]) -> bool:
         """Whether the shards of some events are, all at a time, on a local disk."""
@@ -168,11 +206,19 @@ class ShardTables:
             for kept in self._kept.values():
                 kept.reader.release()
 
+    def _note_identity(self, shard: int, reader: ShardReader) -> None:
+        """Tell of a file that is another one than before, before anyone reads from it."""
+        before, now = self._identities[shard], hash(reader.identity)
+        self._identities[shard] = now
+        if before not in (0, now) and self._replaced is not None:
+            self._replaced(shard)
+
     def _keep(self, shard: int, opened: "_Opened") -> "_Kept":
         """Give a shard a slot: its own, a new one, or that of the one that was kept longest."""
         reader, crc32c = opened.reader, np.zeros(self._schema.events_per_shard, np.int64)
         crc32c[: len(opened.crc32c)] = opened.crc32c
         (offsets, lengths), possible = reader.index.T, reader.possible(self._schema.event_bytes)
+        self._note_identity(shard, reader)
         # From here on nothing fails, or else two shards could come to one slot.
         last = self._kept.pop(shard, None)
         if last is not None:
@@ -222,8 +268,16 @@ class _Opened:
         return cls(reader, manifest.crc32c, parameters)
 
 
+def _close_surplus() -> None:
+    """Let all tables of the process keep to their shares, as no other one closes its files."""
+    with _sharing_lock:
+        tables = list(_sharing)
+    for each in tables:
+        each.close_surplus()
+
+
 def most_open_files() -> int:
-    """How many files may be open for reading."""
+    """How many files may be open for reading, in the whole process."""
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if allowed == resource.RLIM_INFINITY:  # which is -1
         allowed = sys.maxsize

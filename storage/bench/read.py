@@ -207,8 +207,10 @@ class _Ground:
         contestants = self._fios(drop) if self.config.fio and limits.has_fio() else []
         contestants.append(self._plain(threads, drop))
         contestants += self._streams(threads, False, drop)
-        past = self._stream(dict(contestants[-3].setting), drop, past_cache=True)
-        return self._alternate([*contestants, past])
+        if not self.schema.encoding.compressed:  # which are always read through it
+            setting = dict(contestants[-3].setting)
+            contestants.append(self._stream(setting, drop, past_cache=True))
+        return self._alternate(contestants)
 
     def _alternate(self, contestants: list[Contestant]) -> list[Rate]:
         return alternate(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,6 +7,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from storage.order import Window, WindowedOrder, permuted
+from storage.parts import Parts
+from storage.reading import runs_of
+from storage.snapshot import Snapshot
 
 SEEDS = st.integers(0, 2**64)
 # Below this a test fails by chance once in 10,000 runs; all draws are fixed, so it never does.
@@ -172,36 +177,36 @@ def test_the_windowed_order_is_the_one_that_was_pinned():
     """Made by `order(numpy.arange(32), 1, 0).tolist()`, as below."""
     order = WindowedOrder(np.array([5, 8, 8, 8, 3]), Window(2, 3))
     assert order(np.arange(32), 1, 0).tolist() == [
-        25,
-        30,
         29,
-        24,
-        23,
+        30,
         31,
-        27,
+        23,
+        24,
+        25,
         26,
+        27,
         28,
         21,
         22,
-        18,
-        3,
         16,
-        2,
         17,
+        18,
+        2,
+        3,
         4,
-        13,
-        1,
-        0,
         19,
         20,
-        15,
+        13,
+        0,
+        1,
         14,
-        11,
+        15,
         9,
         10,
-        6,
-        5,
+        11,
         12,
+        5,
+        6,
         7,
         8,
     ]
@@ -218,6 +223,52 @@ def test_a_mix_holds_one_block_of_each_of_its_shards(window, seed):
     for shard in np.unique(shards):
         steps = np.diff(rows[shards == shard])
         assert np.sum(steps != 1) <= 1  # the block may go round the end of its shard
+    blocks = mix.reshape(window.shards, window.events)
+    steps = np.diff(blocks, axis=1)
+    assert np.all((steps == 1) | (steps == 1 - 4 * window.events)), "each in one piece"
+
+
+def mean_run(order, schema, batch_size, world_size):
+    """How many neighbours a read has at a time, in batches of some ranks from position 37 on."""
+    snapshot = Snapshot(schema, tuple(range(schema.shards)), 0, schema.events)
+    batches = [
+        part.events()
+        for rank in range(world_size)
+        for part in Parts(snapshot, order, batch_size, rank, world_size).since(0, 37, 1)
+    ]
+    runs = [
+        len(run.places) for batch in batches for run in runs_of(batch, np.argsort(batch), schema)
+    ]
+    assert sum(runs) == schema.events - 37
+    return np.mean(runs)
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+@pytest.mark.parametrize("batch_size", [64, 50])
+def test_small_batches_from_anywhere_on_any_rank_have_blocks_in_one_piece(
+    small, batch_size, world_size
+):
+    schema = replace(small, events=40 * 500 + 77, events_per_shard=500)
+    counts = np.array([*40 * [500], 77])
+    window = Window()
+    windowed = WindowedOrder(counts, window)
+    sizes = batch_size, world_size
+    found = mean_run(lambda places, epoch: windowed(places, 5, epoch), schema, *sizes)
+    assert found >= window.events / 2
+
+
+def test_a_mean_run_of_a_global_order_would_be_noticed(small):
+    schema = replace(small, events=20_000, events_per_shard=500)
+    assert mean_run(lambda places, _: permuted(places, 20_000, 5, 0), schema, 64, 1) < 2
+
+
+@given(seed=SEEDS)
+@settings(max_examples=20, deadline=None)
+def test_blocks_of_a_mix_come_in_another_order_in_each_mix(seed):
+    order = WindowedOrder(np.full(8, 40), Window(8, 4))(np.arange(320), seed, 0)
+    mixes = (order // 40).reshape(10, 8, 4)[:, :, 0]
+    assert np.array_equal(np.sort(mixes), np.tile(np.arange(8), (10, 1)))
+    assert len(np.unique(mixes, axis=0)) > 7
 
 
 @pytest.fixture(scope="module")
