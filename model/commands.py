@@ -33,7 +33,9 @@ def train(*, config: TrainConfig, data: str, out: str, json: bool = False) -> in
     from model.ranks import EndedElsewhereError, LostRankError
     from model.train import joined_ranks
     from model.train import train as train_network
+    from storage.tables import allow_many_files
 
+    allow_many_files()
     try:
         with joined_ranks(config) as ranks:
             report = train_network(config, data, out, ranks)
@@ -192,7 +194,9 @@ def bench_feed(
     """
     from storage.bench import feed
     from storage.bench.report import publish
+    from storage.tables import allow_many_files
 
+    allow_many_files()
     if run:
         from model.feed import step_of_run
 

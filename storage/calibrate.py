@@ -44,6 +44,8 @@ def calibrate(
     events: int,
     batch_size: int,
     threads: int | None = None,
+    prefetch: int | None = None,
+    most_prefetch: int = MOST_PREFETCH,
 ) -> Depth:
     """Read a few events with more and more threads; say on the terminal what was found.
 
@@ -54,11 +56,15 @@ def calibrate(
         events: Of the range that will be read.
         batch_size: Events a batch.
         threads: Where their number is given, and only the depth is looked for.
+        prefetch: Batches ahead, where their number is given.
+        most_prefetch: Batches ahead for which there is memory.
     """
+    most_prefetch = min(most_prefetch, MOST_PREFETCH)
     candidates = CANDIDATES if threads is None else (threads,)
     size = schema.event_bytes
     if events * size < LEAST_BYTES or not reading.is_local:
-        return Depth(threads or DEFAULT_THREADS)
+        usual = min(most_prefetch, DEFAULT_PREFETCH)
+        return Depth(threads or DEFAULT_THREADS, usual if prefetch is None else prefetch)
     count = max(2 * max(candidates), min(PROBE_BYTES // size, events // 8))
     buffer = Batch(
         aligned_empty((count, *schema.strain_shape), schema.encoding.dtype),
@@ -74,12 +80,15 @@ def calibrate(
     rates = {number: statistics.median(found) for number, found in probes.items()}
     chosen = min(n for n, rate in rates.items() if rate * WORTH >= max(rates.values()))
     batch_seconds = batch_size * size / rates[chosen]
-    # While one read takes its longest, the batches that are ready have to last.
-    prefetch = min(MOST_PREFETCH, DEFAULT_PREFETCH + int(longest / batch_seconds))
+    if (
+        prefetch is None
+    ):  # while one read takes its longest, the batches that are ready have to last
+        prefetch = min(most_prefetch, DEFAULT_PREFETCH + int(longest / batch_seconds))
     told = ", ".join(f"{n}: {rate / 1e9:.2f}" for n, rate in rates.items())
     print(
-        f"strainflow: reading with {chosen} threads, {prefetch} batches ahead (calibration in GB/s "
-        f"by threads: {told})",
+        f"strainflow: reading with {chosen} threads, {prefetch} batches ahead, "
+        f"{(prefetch + 1) * batch_size * size / 1e9:.2g} GB of buffers (calibration in GB/s by "
+        f"threads: {told})",
         file=sys.stderr,
     )
     return Depth(chosen, prefetch)

@@ -10,6 +10,7 @@ from storage.bench.report import publish
 from storage.bench.write import WriteBenchConfig
 from storage.info import describe, summary
 from storage.results_info import describe_results, holds_results, summary_of_results
+from storage.tables import allow_many_files
 
 
 def info(data: str, /, *, json: bool = False) -> int:
@@ -39,6 +40,7 @@ def bench_read(
         out: Folder for the figures and the picture.
         json: Print the result as JSON.
     """
+    allow_many_files()
     result = read.bench_read(config, data)
     panels = {"from the page cache": result.warm, "from the disk": result.cold}
     title = f"Reading {result.gigabytes:.1f} GB of {result.encoding}"
@@ -81,6 +83,7 @@ def bench_compare(
         out: Folder for the figures and the picture.
         json: Print the result as JSON.
     """
+    allow_many_files()
     result = compare.bench_compare(config, data)
     title = f"{result.gigabytes:.1f} GB of {result.encoding} from the page cache"
     publish(result, compare.summary(result), {"": result.rates}, title, out, "compare", json)

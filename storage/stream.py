@@ -353,13 +353,17 @@ class EventStream(IterableDataset):
             places = (generator.integers(self.events) + np.arange(count)) % self.events
             return parts.numbers(places, self._epoch)
 
-        found = calibrate(
-            self._reading, self.schema, some_events, self.events, self._batch_size, threads
+        room = self._config.memory - self._most_shards * self._shard_bytes
+        return calibrate(
+            self._reading,
+            self.schema,
+            some_events,
+            self.events,
+            self._batch_size,
+            threads,
+            prefetch,
+            max(1, int(room // self._batch_bytes) - 1),
         )
-        if prefetch is None:
-            room = self._config.memory - self._most_shards * self._shard_bytes
-            prefetch = min(found.prefetch, max(1, int(room // self._batch_bytes) - 1))
-        return Depth(found.threads, prefetch)
 
     def _goes_past_cache(self) -> bool:
         """Whether to read past the page cache."""

@@ -26,6 +26,7 @@ from storage.singles import Singles
 from storage.urls import Store
 
 DESCRIPTORS_SPARED = 256  # for everything else that the process has open
+MANY_FILES = 2**16  # that a process asks for
 HELD = 64  # files that may be open beyond the most, until the threads that read them are done
 # Those of a process keep their files open: they share what it may open.
 _sharing = weakref.WeakSet["ShardTables"]()
@@ -274,6 +275,18 @@ def _close_surplus() -> None:
         tables = list(_sharing)
     for each in tables:
         each.close_surplus()
+
+
+def allow_many_files() -> None:
+    """Let this process open as many files as the system allows it, if it asks: as a verb does.
+
+    A set of more shards than may be open is read by opening and closing files. The usual limit of
+    1,024 is there for programs that wait by `select`, which ours do not.
+    """
+    allowed, at_most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed != resource.RLIM_INFINITY:
+        wanted = MANY_FILES if at_most == resource.RLIM_INFINITY else min(at_most, MANY_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(allowed, wanted), at_most))
 
 
 def most_open_files() -> int:

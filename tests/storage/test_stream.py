@@ -444,6 +444,18 @@ def test_two_streams_together_do_not_use_up_the_file_descriptors(many_shards, pa
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def test_a_verb_may_open_as_many_files_as_the_system_allows():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(500, before[1]), before[1]))
+        tables.allow_many_files()
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+        at_most = before[1] if before[1] != resource.RLIM_INFINITY else tables.MANY_FILES
+        assert allowed == (min(at_most, tables.MANY_FILES), before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_tables_close_files_when_others_come_and_open_more_when_those_are_gone(build, monkeypatch):
     data = build(events=60, events_per_shard=2)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 100))
