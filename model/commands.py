@@ -179,6 +179,8 @@ def bench_feed(
     *,
     config: FeedBenchConfig,
     run: str = "",
+    make: float = 0.0,
+    encoding: str = "",
     out: str = "bench",
     json: bool = False,
 ) -> int:
@@ -189,20 +191,27 @@ def bench_feed(
         config: What to measure.
         run: Folder of a run whose training step is fed, with its batch size and its way to stream;
             one that waits if not.
+        make: So many GB of noise are written to DATA first, and removed at the end: for a disk that has
+            no data set yet.
+        encoding: Of these; by default that of a simulation.
         out: Folder for the figures.
         json: Print the result as JSON.
     """
     from storage.bench import feed
     from storage.bench.report import publish
+    from storage.bench.sets import there_or_made
     from storage.tables import allow_many_files
 
     allow_many_files()
     if run:
         from model.feed import step_of_run
 
+        if make:
+            raise InputError("make: a run takes events as it was trained on; leave --make or --run out")
         with step_of_run(run, data) as (batch_size, real):
             result = feed.bench_feed(replace(config, batch_size=batch_size), data, real)
     else:
-        result = feed.bench_feed(config, data)
+        with there_or_made(data, make, encoding) as place:
+            result = feed.bench_feed(config, place)
     publish(result, feed.summary(result), {}, "", out, "feed", json)
     return 0 if result.utilisation >= BUSY else 1

@@ -7,6 +7,7 @@ from storage.bench import compare, read, write
 from storage.bench.compare import CompareBenchConfig
 from storage.bench.read import ReadBenchConfig
 from storage.bench.report import publish
+from storage.bench.sets import there_or_made
 from storage.bench.write import WriteBenchConfig
 from storage.info import describe, summary
 from storage.results_info import describe_results, holds_results, summary_of_results
@@ -30,18 +31,29 @@ def info(data: str, /, *, json: bool = False) -> int:
 
 
 def bench_read(
-    data: str, /, *, config: ReadBenchConfig, out: str = "bench", json: bool = False
+    data: str,
+    /,
+    *,
+    config: ReadBenchConfig,
+    make: float = 0.0,
+    encoding: str = "",
+    out: str = "bench",
+    json: bool = False,
 ) -> int:
     """Measure reading a data set against the disk, the page cache and the codec.
 
     Args:
         data: Folder of the data set.
         config: What to measure.
+        make: So many GB of noise are written to DATA first, and removed at the end: for a disk that has
+            no data set yet.
+        encoding: Of these; by default that of a simulation.
         out: Folder for the figures and the picture.
         json: Print the result as JSON.
     """
     allow_many_files()
-    result = read.bench_read(config, data)
+    with there_or_made(data, make, encoding) as place:
+        result = read.bench_read(config, place)
     panels = {"from the page cache": result.warm, "from the disk": result.cold}
     title = f"Reading {result.gigabytes:.1f} GB of {result.encoding}"
     publish(result, read.summary(result), panels, title, out, "read", json)
@@ -73,18 +85,29 @@ def bench_write(
 
 
 def bench_compare(
-    data: str, /, *, config: CompareBenchConfig, out: str = "bench", json: bool = False
+    data: str,
+    /,
+    *,
+    config: CompareBenchConfig,
+    make: float = 0.0,
+    encoding: str = "",
+    out: str = "bench",
+    json: bool = False,
 ) -> int:
     """Measure other loaders on the same events, each at its best, in alternation.
 
     Args:
         data: Folder of the data set.
         config: What to measure.
+        make: So many GB of noise are written to DATA first, and removed at the end: for a disk that has
+            no data set yet.
+        encoding: Of these; by default that of a simulation.
         out: Folder for the figures and the picture.
         json: Print the result as JSON.
     """
     allow_many_files()
-    result = compare.bench_compare(config, data)
+    with there_or_made(data, make, encoding) as place:
+        result = compare.bench_compare(config, place)
     title = f"{result.gigabytes:.1f} GB of {result.encoding} from the page cache"
     publish(result, compare.summary(result), {"": result.rates}, title, out, "compare", json)
     return 0

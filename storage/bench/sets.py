@@ -1,6 +1,9 @@
 """Data sets of noise, to be measured where there is no data set yet."""
 
+import math
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +12,13 @@ from jaxtyping import Float32
 from storage.arrays import Array
 from storage.dataset import create_dataset
 from storage.encodings import Encoding, default_loss, encoding_for, encoding_named
+from storage.errors import InputError
 from storage.schema import Event, Parameter, Schema
 from storage.writer import write_shard
 
 DIFFERENT = 16  # events that are made; all others are like them
 LOUDEST = 5.0  # sigma, within what int8 holds
+FEWEST_MADE = 512  # events, below which a measurement says little
 USUAL_PEAK = 100.0  # sigma, that a set of binaries has to be able to hold
 PARAMETERS = tuple(Parameter(f"theta_{n}", "", "Uniform(0, 1)", 0.0, 1.0) for n in range(15))
 
@@ -84,3 +89,37 @@ def noise_set(folder: Path, schema: Schema) -> Path:
     create_dataset(folder, schema, np.ones((len(schema.detectors), schema.frequencies)))
     write_shards(folder, schema, noise(schema))
     return folder
+
+
+@contextmanager
+def there_or_made(data: str, gigabytes: float, encoding: str) -> Iterator[str]:
+    """A data set that is there; or one of noise, made for a measurement and removed after it.
+
+    Args:
+        data: Where it is, or is to be made.
+        gigabytes: Of strain, as it is delivered, to be made; 0 where it is there.
+        encoding: Of that, by default what a simulation of noisy events takes.
+
+    Raises:
+        InputError: Something is where it is to be made, or there is no such encoding.
+    """
+    if not gigabytes:
+        if encoding:
+            raise InputError("encoding: is that of a set to be made; give --make GIGABYTES with it")
+        yield data
+        return
+    folder = Path(data)
+    if not 0 < gigabytes < math.inf or "://" in data:
+        raise InputError(
+            f"make: got {gigabytes:g} GB at {data}; give a positive number, and a folder to create "
+            "on the disk that is to be measured"
+        )
+    if folder.exists():
+        raise InputError(f"{data}: is there already; --make wants the name of a folder to create")
+    kind = encoding or usual_encoding()
+    size = noise_schema(kind, 1).event_bytes
+    schema = noise_schema(kind, max(FEWEST_MADE, int(gigabytes * 1e9 / size)))
+    try:
+        yield str(noise_set(folder, schema))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -220,6 +220,17 @@ def test_bench_read_reports_every_order_against_its_limit(data, tmp_path, capsys
     assert report["resident"] == 1
 
 
+def test_a_disk_without_a_data_set_is_measured_with_one_of_noise_that_is_removed(tmp_path, capsys):
+    place = tmp_path / "noise.zarr"
+    flags = ("--make=0.02", "--encoding=int8", "--batches=20", "--batch-size=16", "--rounds=1")
+    code, said = run(
+        capsys, "bench", "feed", str(place), *flags, "--search=false", f"--out={tmp_path}", "--json"
+    )
+    report = json.loads(said.out)
+    assert (code, report["encoding"], report["batch_size"]) == (0, "int8", 16)
+    assert not place.exists()
+
+
 def test_bench_write_measures_each_encoding_and_leaves_nothing_behind(tmp_path, capsys):
     disk, out = tmp_path / "disk", tmp_path / "out"
     disk.mkdir()
@@ -346,6 +357,9 @@ def test_bench_compare_measures_who_is_asked_for_beside_ours(build, tmp_path, ca
         (("feed", "--batches=3"), "batches: got 3, at least 20 are needed"),
         (("feed", "--batch-size=1000"), "batch_size: got 1000, the data set has 96 events"),
         (("compare", "--peers=[tfrecord]"), "peers: got 'tfrecord', known are webdataset,"),
+        (("read", "--make=1"), "is there already; --make wants the name of a folder to create"),
+        (("read", "--make=-1"), "make: got -1 GB at"),
+        (("compare", "--encoding=int8"), "encoding: is that of a set to be made; give --make"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_a_sentence(data, capsys, words, message):
