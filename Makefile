@@ -55,7 +55,7 @@ bench: setup
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/bench/simulate_cost.py
 	$(BIN)/python tests/bench/workers.py
 	$(BIN)/python tests/bench/plan_accuracy.py
-	$(BIN)/python tests/bench/reading.py . 3.2
+	$(BIN)/python tests/bench/reading.py . 1.6 5
 	$(BIN)/python tests/bench/write_verify.py
 	$(BIN)/python tests/bench/many_manifests.py . 1e6 1e7
 	$(BIN)/python tests/bench/training.py

@@ -118,6 +118,7 @@ def sample(
     seed: int = 0,
     device: str = "auto",
     checkpoint: Literal["best", "newest"] = "best",
+    compile: bool | None = None,
     json: bool = False,
 ) -> int:
     """Draw posterior samples for events of a data set, one bilby result file an event.
@@ -131,12 +132,18 @@ def sample(
         seed: Of the samples, and of the noise where the data set holds none.
         device: auto, cpu or cuda.
         checkpoint: best: of the epoch with the lowest validation loss; newest: of the last step.
+        compile: Whether the flow's splines are compiled; by default on a GPU.
         json: Print the report as JSON.
     """
     from model.sample import SampleConfig, sample_dataset
 
     config = SampleConfig(
-        events=events, samples=samples, seed=seed, device=device, checkpoint=checkpoint
+        events=events,
+        samples=samples,
+        seed=seed,
+        device=device,
+        checkpoint=checkpoint,
+        compile=compile,
     )
     report = sample_dataset(config, run, data, out)
     if json:
@@ -191,9 +198,8 @@ def bench_feed(
         config: What to measure.
         run: Folder of a run whose training step is fed, with its batch size and its way to stream;
             one that waits if not.
-        make: So many GB of noise are written to DATA first, and removed at the end: for a disk that has
-            no data set yet.
-        encoding: Of these; by default that of a simulation.
+        make: GB of noise, as delivered, that are written to DATA first, a new folder, and removed.
+        encoding: Encoding of the noise that --make writes; by default that of a simulation.
         out: Folder for the figures.
         json: Print the result as JSON.
     """
@@ -207,7 +213,9 @@ def bench_feed(
         from model.feed import step_of_run
 
         if make:
-            raise InputError("make: a run takes events as it was trained on; leave --make or --run out")
+            raise InputError(
+                "make: a run takes events as it was trained on; leave --make or --run out"
+            )
         with step_of_run(run, data) as (batch_size, real):
             result = feed.bench_feed(replace(config, batch_size=batch_size), data, real)
     else:

@@ -45,9 +45,8 @@ def bench_read(
     Args:
         data: Folder of the data set.
         config: What to measure.
-        make: So many GB of noise are written to DATA first, and removed at the end: for a disk that has
-            no data set yet.
-        encoding: Of these; by default that of a simulation.
+        make: GB of noise, as delivered, that are written to DATA first, a new folder, and removed.
+        encoding: Encoding of the noise that --make writes; by default that of a simulation.
         out: Folder for the figures and the picture.
         json: Print the result as JSON.
     """
@@ -99,9 +98,8 @@ def bench_compare(
     Args:
         data: Folder of the data set.
         config: What to measure.
-        make: So many GB of noise are written to DATA first, and removed at the end: for a disk that has
-            no data set yet.
-        encoding: Of these; by default that of a simulation.
+        make: GB of noise, as delivered, that are written to DATA first, a new folder, and removed.
+        encoding: Encoding of the noise that --make writes; by default that of a simulation.
         out: Folder for the figures and the picture.
         json: Print the result as JSON.
     """

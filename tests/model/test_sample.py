@@ -1,8 +1,9 @@
 """Posterior files: what is in them, and when they are made."""
 
+import inspect
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import bilby
@@ -12,7 +13,7 @@ import torch
 from toy import START as TOY_START
 from toy import draw_event
 
-from model import sample
+from model import commands, sample
 from model.checkpoint import load
 from model.plots import plot_corner
 from model.sample import SampleConfig, parse_range, sample_dataset
@@ -338,6 +339,11 @@ def test_a_range_of_events_is_read(text, expected):
 def test_a_range_that_is_none_is_refused(text):
     with pytest.raises(InputError, match="events: "):
         parse_range(text, 40)
+
+
+def test_all_that_can_be_said_of_samples_can_be_said_on_the_command_line():
+    flags = inspect.signature(commands.sample).parameters
+    assert {field.name for field in fields(SampleConfig)} <= set(flags)
 
 
 @pytest.mark.parametrize(
