@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from model.train import TrainReport
 
 RUN_ME_AGAIN = 85  # what HTCondor's manual takes for `checkpoint_exit_code`
+NO_FURTHER = 1  # a process was lost before a step was saved: the next call would lose it as well
 
 
 def train(*, config: TrainConfig, data: str, out: str, json: bool = False) -> int:
     """Train a network on a data set, or go on where a run stopped.
 
     Exit code 85 says that it wants to be run again: `--minutes` are over and the state is saved, or
-    another rank is gone and the last checkpoint is where it goes on.
+    another rank is gone, but the run came further than it was.
 
     Args:
         config: The run.
@@ -45,7 +46,7 @@ def train(*, config: TrainConfig, data: str, out: str, json: bool = False) -> in
         return error.code
     except LostRankError as error:
         print(f"strainflow train: {error}", file=sys.stderr)
-        return RUN_ME_AGAIN
+        return RUN_ME_AGAIN if error.moved else NO_FURTHER
     finally:
         _leave_in_peace()
     if report.signal:
@@ -212,9 +213,10 @@ def bench_feed(
     if run:
         from model.feed import step_of_run
 
-        if make:
+        if make or encoding:
             raise InputError(
-                "make: a run takes events as it was trained on; leave --make or --run out"
+                "make: a run takes events as it was trained on; leave --run out, or --make and "
+                "--encoding"
             )
         with step_of_run(run, data) as (batch_size, real):
             result = feed.bench_feed(replace(config, batch_size=batch_size), data, real)

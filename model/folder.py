@@ -11,6 +11,7 @@ RUN/loss.png         the loss curve
 RUN/writer.json      who trains into it now
 """
 
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -57,14 +58,12 @@ def restore_if_there(
         InputError: The folder holds a run of another configuration or data set, or something else.
         DamagedDataError: The checkpoint cannot be read.
     """
-    if not (run / CHECKPOINT).exists() and (run / BEST).exists():
-        # As when it was damaged and deleted: the best is a state like any other.
-        write_atomically(run / CHECKPOINT, (run / BEST).read_bytes())
-    if not (run / CHECKPOINT).exists():
+    newest = (run / CHECKPOINT).exists()
+    if not newest and not (run / BEST).exists():
         _refuse_file(run)
         _refuse_foreign_folder(config, run)
         return None
-    checkpoint = restore(run)
+    checkpoint = restore(run, which="newest" if newest else "best")
     if _what_decides(checkpoint.config) != _what_decides(config):
         raise InputError(
             f"{run}: holds a run of another configuration; give another --out, or "
@@ -73,6 +72,13 @@ def restore_if_there(
     if checkpoint.data_digest != data_digest:
         raise InputError(
             f"{run}: was trained on another data set than {data}; give that one, or another --out"
+        )
+    if not newest:  # as when it was damaged and deleted: the best is a state like any other
+        write_atomically(run / CHECKPOINT, (run / BEST).read_bytes())
+        print(
+            f"strainflow train: {run} has no {CHECKPOINT}; it goes on from {BEST}, step "
+            f"{checkpoint.step:,}",
+            file=sys.stderr,
         )
     return checkpoint
 

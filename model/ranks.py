@@ -44,7 +44,14 @@ class EndedElsewhereError(RuntimeError):
 
 
 class LostRankError(RuntimeError):
-    """A rank is gone without a word, or says nothing any more."""
+    """A rank is gone without a word, or says nothing any more.
+
+    Attributes:
+        moved: Whether the run is further than when this call began, as far as it was saved: then it
+            is worth running again.
+    """
+
+    moved = False
 
 
 @dataclass(frozen=True)

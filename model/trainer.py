@@ -79,7 +79,7 @@ class Trainer:
             names, facts = self.schema.parameter_names, read_facts(self.schema, data)
             self.loss = Loss.of(config, self.estimator, names, facts)
         self._step = Step(self.loss, self.optimiser, config.optimiser, config.accumulate, ranks)
-        self.step = 0 if resumed is None else resumed.step
+        self.step = self._saved = self._began = 0 if resumed is None else resumed.step
         self._before = self._losses = Tally() if resumed is None else resumed.tally
         self._deliveries = Deliveries(self.training, self.validation, self._before, ranks)
         self._stand = self.training.state_dict()
@@ -102,21 +102,29 @@ class Trainer:
         """Do the steps that are left; return the signal that ended it early, 0 for none."""
         if self.finished:
             return 0
-        number = 0
         with noticing_signals() as noticed, self.ranks.of_first_only(self._watch) as watch:
             self.clock = Clock()
-            for batch, events in self.clock.timing_waits(self._batches()):
-                self._take(batch, events, watch)
-                late = time.monotonic() > self._deadline
-                number, is_late = self.ranks.most([noticed[0] if noticed else 0, late])
-                if number or is_late:
-                    break
-                if self.clock.since_save > 60 * self.config.checkpoint_minutes:
-                    self.save()
+            try:
+                number = self._take_all(noticed, watch)
+            except LostRankError as error:
+                error.moved = self._saved > self._began
+                raise
             self.clock.stop()
             self.save()
             self.ranks.meet()
         return 0 if self.finished else number
+
+    def _take_all(self, noticed: list[int], watch: Watch | None) -> int:
+        """Learn from the batches that are left; return the signal that ended it early."""
+        for batch, events in self.clock.timing_waits(self._batches()):
+            self._take(batch, events, watch)
+            late = time.monotonic() > self._deadline
+            number, is_late = self.ranks.most([noticed[0] if noticed else 0, late])
+            if number or is_late:
+                return number
+            if self.clock.since_save > 60 * self.config.checkpoint_minutes:
+                self.save()
+        return 0
 
     def learn(self, batch: DeviceBatch, events: int | None = None) -> float:
         """Do one step; return the loss in nats.
@@ -166,6 +174,7 @@ class Trainer:
 
     def save(self, which: Which = "newest") -> None:
         """Write the newest checkpoint, or the best, if this is the first rank."""
+        self._saved = self.step
         if not self.ranks.is_first:
             return
         if self._history is not None:

@@ -103,7 +103,7 @@ class DeviceBatches:
         """Continue from a state; takes effect at the next `iter`.
 
         Raises:
-            InputError: The state is not one of this range of events in this order.
+            InputError: The state is not one of this data set, range of events and order.
         """
         self.stream.load_state_dict(state)
         self._stand = _Stand.of(self.stream)

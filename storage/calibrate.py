@@ -80,9 +80,8 @@ def calibrate(
     rates = {number: statistics.median(found) for number, found in probes.items()}
     chosen = min(n for n, rate in rates.items() if rate * WORTH >= max(rates.values()))
     batch_seconds = batch_size * size / rates[chosen]
-    if (
-        prefetch is None
-    ):  # while one read takes its longest, the batches that are ready have to last
+    if prefetch is None:
+        # While one read takes its longest, the batches that are ready have to last.
         prefetch = min(most_prefetch, DEFAULT_PREFETCH + int(longest / batch_seconds))
     told = ", ".join(f"{n}: {rate / 1e9:.2f}" for n, rate in rates.items())
     print(

@@ -75,11 +75,12 @@ class WindowedOrder:
 
     The shards come in a permuted order. So many of them as the window says are read side by side:
     a block of neighbouring events of each, those blocks in a shuffled order, then the next blocks.
-    Every shard begins anywhere and goes round, so that no two epochs have the same blocks. Blocks
-    are shuffled and not events, so that any stretch of the order has whole blocks but for its ends:
-    a batch is read in large pieces whatever its size, where it begins, and how many ranks share it.
-    What is lost against the global order is that the events of a block always stay together; as
-    events are drawn independently of each other, a batch is none the worse.
+    Every shard begins anywhere and goes round, so that an epoch seldom has the blocks of another.
+    They are shuffled and not events, so that any stretch of the order has whole blocks but for its
+    ends: a batch is read in large pieces whatever its size, where it begins, and how many ranks
+    share it. What is lost against the global order is that the events of a block stay together: a
+    batch is none the worse where events are drawn independently of each other, as they are unless
+    neighbours share a waveform.
 
     Args:
         counts: How many elements lie in each shard; the elements are numbered through.

@@ -168,7 +168,7 @@ class ShardReader:
         """
         if len(rows) == 1 and not self._encoding.compressed:
             self._read_one(row, rows[0])
-            if prove:
+            if prove or self._is_adopted:
                 self._prove(row, rows[0])
             return
         for piece in self.pieces(row, len(rows), len(rows[0])):
@@ -180,7 +180,7 @@ class ShardReader:
                 self.unpack(piece, room[:there], wanted)
                 continue
             self._read_apart(piece, wanted)
-            if prove:
+            if prove or self._is_adopted:
                 for number, strain in enumerate(wanted, piece.row):
                     self._prove(number, strain)
 
@@ -244,17 +244,23 @@ class ShardReader:
         self._file = file
         return True
 
-    def adopt(self) -> None:
+    def adopt(self, replaced: Callable[[], None]) -> None:
         """Open the file, though it is another one and damaged: some events may be where they were.
 
-        It is no more the file that the index is of: `reopen` refuses it for ever.
+        It is no more the file that the index is of: `reopen` refuses it for ever, and each of its
+        events is proved.
+
+        Args:
+            replaced: Is called before it is read from, where it is another one than the last.
 
         Raises:
             DamagedDataError: It is missing.
         """
-        self._is_adopted, self._file = True, self._opened_if_readable()
-        if (file := self.local_file) is not None:
+        self._is_adopted, file = True, self._opened_if_readable()
+        if isinstance(file, LocalFile) and file.identity != self.identity:
+            replaced()
             self.identity = file.identity
+        self._file = file
 
     def open(self) -> InputFile:
         """Open the file, unless it is.

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -87,12 +88,12 @@ class ShardTables:
         """How many files may be held while they are read, by all threads together."""
         if self._schema.shards <= self._most_open:
             return sys.maxsize
-        return max(1, HELD // max(1, len(_sharing)))
+        return max(1, HELD // _number_sharing())
 
     @property
     def _most_open(self) -> int:
         """How many files may be open: its share of those of the process."""
-        return max(1, self._descriptors // (self._per_file * max(1, len(_sharing))))
+        return max(1, self._descriptors // (self._per_file * _number_sharing()))
 
     def __contains__(self, shard: int) -> bool:
         """Whether a shard is kept."""
@@ -117,9 +118,7 @@ class ShardTables:
                 if kept is None:
                     raise
                 # What was known of it finds those events that are left, if they are the same.
-                if self._replaced is not None:
-                    self._replaced(shard)
-                kept.reader.adopt()
+                kept.reader.adopt(partial(self._tell_replaced, shard))
         with self._lock:
             if opened is not None:
                 now = self._kept.get(shard)
@@ -131,6 +130,15 @@ class ShardTables:
         if self._is_local:
             _close_surplus()
         return kept.reader
+
+    def _tell_replaced(self, shard: int) -> None:
+        if self._replaced is not None:
+            self._replaced(shard)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it has files open."""
+        return bool(self._opened)
 
     def close_surplus(self) -> None:
         """Close the files that were opened first, of more than may be open."""
@@ -267,6 +275,12 @@ class _Opened:
             manifest.first_event,
         )
         return cls(reader, manifest.crc32c, parameters)
+
+
+def _number_sharing() -> int:
+    """How many tables share what the process may open: those that have files open, one at least."""
+    with _sharing_lock:
+        return max(1, sum(each.is_used for each in _sharing))
 
 
 def _close_surplus() -> None:

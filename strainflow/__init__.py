@@ -42,7 +42,10 @@ VERBS = {
 GO_ON = ("simulate", "repair", "recode", "cut", "train", "sample", "reweight")
 
 # Those that SIGTERM ends as Ctrl-C does; `train` saves its state, the others write whole files.
-SIGTERM_INTERRUPTS = ("plan", "simulate", "verify", "repair", "recode", "cut", "reweight")
+SIGTERM_INTERRUPTS = (
+    *("plan", "simulate", "verify", "repair", "recode", "cut", "reweight"),
+    *("bench read", "bench write", "bench feed", "bench compare"),
+)
 
 # The extra that brings what a package needs.
 EXTRAS = {"pipeline": "[pipeline]", "model": "[model]", "storage": ""}

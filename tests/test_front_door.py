@@ -463,7 +463,7 @@ def stopped_by(*signals):
 def test_sigterm_ends_a_verb_as_ctrl_c_does_but_for_the_code(verb, capsys, monkeypatch):
     monkeypatch.setattr(strainflow, "call_of", stopped_by(signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
-    assert strainflow.main([verb]) == strainflow.TERMINATED == 143
+    assert strainflow.main(verb.split()) == strainflow.TERMINATED == 143
     assert f"strainflow {verb}: interrupted; " in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
 

@@ -122,4 +122,5 @@ def there_or_made(data: str, gigabytes: float, encoding: str) -> Iterator[str]:
     try:
         yield str(noise_set(folder, schema))
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)

@@ -37,7 +37,10 @@ def verdict_of_reading(bench: "ReadBench") -> Iterator[str]:
             f"for {bench.batch_size} events may be as short as {step}."
         )
         yield f"  {_limit(state, share, limit, bench)}"
-        best = max(streams, key=lambda rate: rate.gigabytes_per_second)
+        same = [
+            rate for rate in streams if rate.setting.get("batch_size") in (None, bench.batch_size)
+        ]
+        best = max(same, key=lambda rate: rate.gigabytes_per_second)  # others learn something else
         if best.gigabytes_per_second > 1.15 * default.gigabytes_per_second:
             faster = best.gigabytes_per_second / default.gigabytes_per_second
             yield f"  {best.name} is {faster:.1f} times as fast as that: {_way_to(best, default)}."
@@ -83,7 +86,8 @@ def _limit(state: str, share: float, limit: str, bench: "ReadBench") -> str:
             f"Most of it is decompression ({share:.2f} of {limit}), the rest is reading the frames "
             f"and their checksums: {stage.advice}."
         )
-    return f"Its limit is the loader: {share:.2f} of {limit}, which is usual; {more}."
+    usual = ", which is usual" if state == "warm" else ""
+    return f"Its limit is the loader: {share:.2f} of {limit}{usual}; {more}."
 
 
 def _stage(state: str, limit: str, encoding: str) -> _Stage:
@@ -104,7 +108,7 @@ def _way_to(rate: Rate, default: Rate) -> str:
     here, there = rate.setting, default.setting
     flags = [
         f"--{flag} {here[name]}"
-        for name, flag in (("threads", "stream.threads"), ("batch_size", "batch_size"))
+        for name, flag in (("threads", "stream.threads"),)
         if here.get(name) != there.get(name)
     ]
     flags += _WINDOW if here["order"] == "windowed" else []

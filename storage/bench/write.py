@@ -4,6 +4,7 @@ Plain writes are of 16 MB into new files, synced at the end as each shard is: th
 and, where the file system can, past it, as shards are written. The latter are the limit then.
 """
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from storage.arrays import PAGE
 from storage.bench import limits
 from storage.bench.measure import Contestant, Rate, alternate, machine, peak_memory, ratio
 from storage.bench.sets import noise, noise_schema, noise_set, write_shards
@@ -147,7 +149,9 @@ def _contestants(root: Path, data: Path, schema: Schema, ways: list[str]) -> lis
     name = schema.encoding.name
 
     def write_plainly(past_cache: bool) -> int:
-        limits.write_plainly(root, lengths, past_cache)
+        written = limits.write_plainly(root, lengths, past_cache)
+        if written < sum(lengths) - len(lengths) * PAGE:
+            raise OSError(errno.EIO, "a write fell short", str(root))
         return size
 
     def write() -> int:

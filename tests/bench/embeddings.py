@@ -9,7 +9,7 @@ DATA holds full-size signals without noise, such as
 The core-seconds of a step are measured first and give each front end its epochs. All else is the
 same, the noise of the validation events too: the last column is the mean difference of their losses
 from those of the first front end, with its standard error. RUNS gets a run of each; those that are
-there already, and finished, are not trained again.
+there already, and finished, are not trained again, and what they took is not known.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from jaxtyping import Float
 
-from model.checkpoint import restore
+from model.checkpoint import checkpoint_path, restore
 from model.config import EmbeddingConfig, FlowConfig, OptimiserConfig, TrainConfig
 from model.embedding import EMBEDDINGS
 from model.trainer import Trainer
@@ -74,12 +74,13 @@ def main(data: str, runs: Path, core_minutes: float) -> None:
     for kind in EMBEDDINGS:
         of_event, events = cost(kind, data)
         epochs = max(1, round(60 * core_minutes / (of_event * events)))
-        if (runs / kind).exists():
+        if checkpoint_path(runs / kind, "newest").is_file():
             epochs = restore(runs / kind).config.epochs
         start = time.process_time()
         trainer = Trainer(with_front_end(kind, epochs), data, runs / kind)
+        begun = trainer.step
         trainer.fit()
-        minutes = (time.process_time() - start) / 60
+        minutes = math.nan if begun else (time.process_time() - start) / 60
         weights = sum(part.numel() for part in trainer.estimator.embedding.parameters())
         found = losses(trainer)
         first = found if first is None else first

@@ -9,6 +9,7 @@ import torch
 from model.checkpoint import load
 from model.estimator import DataFacts, Estimator
 from model.parameters import ParameterMap
+from model.precision import is_tf32, set_tf32
 from storage.dataset import open_dataset, read_parameters
 from storage.errors import InputError
 
@@ -54,6 +55,20 @@ def test_the_density_of_samples_is_that_of_log_prob(estimator, strain):
     assert (again - density).abs().max().item() < 0.01
     swapped = estimator.log_prob(theta, strain.flip(0))
     assert (swapped - density).abs().max().item() > 0.1, "the comparison cannot fail"
+
+
+def test_samples_and_densities_are_in_single_precision_whatever_the_process_had(estimator, strain):
+    before, found = is_tf32(), []
+    hook = estimator.embedding.register_forward_pre_hook(lambda *_: found.append(is_tf32()))
+    try:
+        set_tf32(True)
+        theta, _ = estimator.sample(strain[:1], 5)
+        estimator.log_prob(theta, strain[:1])
+        assert is_tf32() == (True, True), "it is left as it was"
+    finally:
+        hook.remove()
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    assert found == [(False, False)] * 2
 
 
 def test_the_density_is_zero_outside_the_prior(estimator, strain):

@@ -1,5 +1,7 @@
 """What is done for a GPU, on the CPU: batches copied one ahead, each copy as late as it may be."""
 
+import time
+
 import torch
 
 from model.transfer import DeviceBatches, put
@@ -32,6 +34,7 @@ class TooLateCopy(LateCopy):
         pass
 
     def take(self):
+        time.sleep(0.02)  # for the loader's threads, which have the buffer meanwhile
         super().wait()
         return self._copied
 

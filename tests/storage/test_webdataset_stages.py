@@ -19,12 +19,16 @@ def stream(build):
 
 
 def kept(pipeline):
-    return [number for batch in list(pipeline) for number in batch.event.tolist()]
+    return [number for batch in pipeline for number in batch.event.tolist()]
 
 
 def test_a_stage_that_keeps_copies_has_every_event_once(stream):
     shuffled = wds.DataPipeline(stream, wds.map(copy.deepcopy), wds.shuffle(8))
     assert sorted(kept(shuffled)) == list(range(EVENTS))
+
+
+def test_without_a_stage_every_event_comes_once(stream):
+    assert sorted(kept(wds.DataPipeline(stream))) == list(range(EVENTS))
 
 
 def test_a_stage_that_keeps_batches_loses_events(stream):
