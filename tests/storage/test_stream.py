@@ -470,8 +470,13 @@ def test_tables_close_files_when_others_come_and_open_more_when_those_are_gone(b
 
     assert left_open(first) == 16
     second = tables.ShardTables(store, data.schema, most=30)
-    assert open_shards_of(data.folder) == 8
+    assert open_shards_of(data.folder) == 16, "one that has nothing open takes nothing away"
+    second.reader(0)
+    assert open_shards_of(data.folder) == 8 + 1
     assert left_open(second) == left_open(first) == 16
+    second.release()
+    assert left_open(first) == 16
+    assert first.files_at_once == tables.HELD
     del second
     assert left_open(first) == 16
     assert first.files_at_once == tables.HELD
