@@ -34,8 +34,12 @@ FULL, READ_ONLY = "No space left on device", "Read-only file system"
 
 
 def every_call_or(some):
-    """Every system call, which takes longer, or one of so many."""
-    calls = [pytest.param(some, id="some"), pytest.param(1, id="every", marks=pytest.mark.slow)]
+    """Every system call, which takes a minute or two, every third, or one of so many."""
+    calls = [
+        pytest.param(some, id="some"),
+        pytest.param(3, id="third", marks=pytest.mark.slow),
+        pytest.param(1, id="every", marks=pytest.mark.long),
+    ]
     return pytest.mark.parametrize("every", calls)
 
 
