@@ -28,18 +28,22 @@ def test_a_vacated_job_comes_back_and_the_bytes_are_the_same(
 
 
 @pytest.mark.parametrize(
-    ("flag", "words"),
+    ("flag", "patience", "words"),
     [
-        ("--cluster.memory=100GB", "2 jobs idle; Of 1 machines, 1 are rejected by your job's"),
+        ("--cluster.memory=100GB", 4, "2 jobs idle; Of 1 machines, 1 are rejected by your job's"),
         (
             "--cluster.directives=['hold = True']",
+            4,
             "2 jobs held (submitted on hold at user's request",
         ),
-        ("--cluster.python=/no/python", "a job's last output: /bin/sh: 1: /no/python: not found"),
+        # A job has to come to its end, which takes longer on a machine that is busy.
+        ("--cluster.python=/no/python", 15, "output: /bin/sh: 1: /no/python: not found"),
     ],
 )
-def test_workers_that_never_come_are_explained_in_one_sentence(htcondor, tmp_path, flag, words):
-    with start(htcondor, tmp_path / "x.zarr", flag, "--cluster.patience=4") as run:
+def test_workers_that_never_come_are_explained_in_one_sentence(
+    htcondor, tmp_path, flag, patience, words
+):
+    with start(htcondor, tmp_path / "x.zarr", flag, f"--cluster.patience={patience}") as run:
         code, message = run.end()
     assert code == 2
     assert message.startswith("strainflow simulate: cluster: ")
