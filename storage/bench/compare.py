@@ -78,8 +78,8 @@ class CompareBench:
         rates: Plain reads, ours, and each peer at its best number of workers.
         times: Our rate over that of each peer, the median of the rounds' ratios.
         of_plain_reads: Ours over plain reads with as many threads.
-        resident: The share of a file of the data set that was in the page cache before the passes,
-            the least of all files.
+        resident: The share that was in the page cache of that file, of the data set or of a peer's
+            copy, of which it was least; before the passes or after them.
         orders: How random the batches of each are.
         copies: Bytes of the events in each peer's own format; 0 where it reads the data set itself.
         tried: Rates by number of workers of each peer, from one pass [GB/s].

@@ -234,6 +234,15 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_run_goes_on_from_its_chec
     assert far_apart(alone, run) == []
 
 
+def test_where_a_rank_is_killed_before_anything_was_saved_the_others_do_not_ask_to_be_run_again(
+    short, data, start_ranks, tmp_path
+):
+    seldom = replace(short, checkpoint_minutes=10)
+    outcome = start_ranks(2, seldom, data, tmp_path / "run", at=[1, 0, signal.SIGKILL])
+    assert outcome.codes == [1, -9], outcome.said
+    assert "another rank is gone" in outcome.said[0]
+
+
 @pytest.mark.slow
 def test_a_set_that_grows_is_trained_on_by_ranks(short, data, alone, start_ranks, tmp_path):
     growing = replace(short, stream=StreamConfig(growing=True))
